@@ -1,0 +1,6 @@
+//! The vocabulary every other layer shares: ids, time, spans into a message, and bounded containers.
+//!
+//! Nothing here knows SIP. Every container takes its capacity at construction and never grows.
+
+pub mod id;
+pub mod time;
