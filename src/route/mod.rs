@@ -1,1 +1,4 @@
-//! route
+//! Which backend serves a message, and why.
+
+pub mod select;
+pub mod snapshot;
