@@ -3,4 +3,6 @@
 //! Nothing here knows SIP. Every container takes its capacity at construction and never grows.
 
 pub mod id;
+pub mod span;
 pub mod time;
+pub mod wheel;

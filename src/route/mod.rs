@@ -1,4 +1,5 @@
 //! Which backend serves a message, and why.
 
+pub mod bindings;
 pub mod select;
 pub mod snapshot;

@@ -1,1 +1,16 @@
-//! sip
+//! SIP on the wire: one header noun a file, offsets instead of copies.
+//!
+//! [`scan`](scan::Scan) finds where things are, the decoders read the few values that routing asks for, and
+//! [`edit`](edit::Edit) writes the message out again with nothing changed but what was planned.
+
+pub mod cseq;
+mod cursor;
+pub mod edit;
+pub mod name_addr;
+pub mod params;
+pub mod reply;
+pub mod scan;
+pub mod uri;
+pub mod via;
+
+pub(crate) use cursor::decode_ip;

@@ -1,0 +1,64 @@
+//! Counters as text, in the Prometheus exposition format: one line a sample, labels for worker and reason.
+
+use std::fmt::Write;
+
+use super::{Counters, Reason};
+
+type Field = (&'static str, &'static str, fn(&Counters) -> u64);
+
+const FIELDS: &[Field] = &[
+    ("received_total", "Datagrams received from sockets.", |c| c.received),
+    ("taken_over_total", "Datagrams taken over from another worker.", |c| c.taken_over),
+    ("handed_over_total", "Datagrams handed to their owner.", |c| c.handed_over),
+    ("requests_forwarded_total", "Requests forwarded.", |c| c.requests_forwarded),
+    ("responses_forwarded_total", "Responses forwarded.", |c| c.responses_forwarded),
+    ("selected_total", "Requests given to a backend by selection.", |c| c.selected),
+    ("routed_by_cookie_total", "Requests that a cookie routed.", |c| c.routed_by_cookie),
+    ("routed_by_binding_total", "Requests that a binding routed.", |c| c.routed_by_binding),
+    ("cookies_refused_total", "Cookies forged, foreign or of an unknown secret.", |c| c.cookies_refused),
+    ("bindings", "Bindings in the table.", |c| c.bindings),
+    ("bindings_refused_total", "Bindings not made since the table was full.", |c| c.bindings_refused),
+    ("bindings_expired_total", "Bindings expired.", |c| c.bindings_expired),
+    ("sends_failed_total", "Sends that the kernel refused.", |c| c.sends_failed),
+    ("receive_buffers_exhausted_total", "Times the kernel found no receive buffer.", |c| c.receive_buffers_exhausted),
+    ("kernel_drops_total", "Datagrams dropped by the kernel, socket buffer full.", |c| c.kernel_drops),
+];
+
+/// Renders the counters of all workers; workers are numbered by their place in the slice.
+pub fn render(workers: &[Counters]) -> String {
+    let mut text = String::new();
+    for (name, help, value) in FIELDS {
+        let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+        let _ = writeln!(text, "# HELP tandem_{name} {help}\n# TYPE tandem_{name} {kind}");
+        for (worker, counters) in workers.iter().enumerate() {
+            let _ = writeln!(text, "tandem_{name}{{worker=\"{worker}\"}} {}", value(counters));
+        }
+    }
+    render_reasons(&mut text, "answered_total", "Requests answered here.", workers, |c| &c.answered);
+    render_reasons(&mut text, "dropped_total", "Messages dropped.", workers, |c| &c.dropped);
+    text
+}
+
+fn render_reasons(text: &mut String, name: &str, help: &str, workers: &[Counters], pick: fn(&Counters) -> &[u64]) {
+    let _ = writeln!(text, "# HELP tandem_{name} {help}\n# TYPE tandem_{name} counter");
+    for (worker, counters) in workers.iter().enumerate() {
+        for (reason, count) in Reason::ALL.iter().zip(pick(counters)).filter(|(_, n)| **n > 0) {
+            let _ = writeln!(text, "tandem_{name}{{worker=\"{worker}\",reason=\"{}\"}} {count}", reason.label());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sample_names_its_worker_and_reason() {
+        let mut one = Counters { received: 7, ..Counters::default() };
+        one.count_dropped(Reason::StartLine);
+        let text = render(&[Counters::default(), one]);
+        assert!(text.contains("tandem_received_total{worker=\"1\"} 7\n"));
+        assert!(text.contains("tandem_dropped_total{worker=\"1\",reason=\"malformed-start-line\"} 1\n"));
+        assert!(text.contains("# TYPE tandem_bindings gauge\n"));
+    }
+}

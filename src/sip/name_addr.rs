@@ -1,0 +1,127 @@
+//! `"Display name" <uri>;params`, alone or in a comma list: From, To, Contact, Route and Record-Route
+//! (RFC 3261 20.10, 25.1).
+//!
+//! Without angle brackets a semicolon after the URI starts a header parameter (RFC 3261 20), so the URI ends there.
+
+use super::cursor::Cursor;
+use super::params::{find_param, next_param};
+use crate::base::span::Span;
+
+/// A decoded value; spans into the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameAddr {
+    /// The value from its first to its last byte, without white space around it.
+    pub value: Span,
+    /// The URI, without brackets; not decoded.
+    pub uri: Span,
+    /// Header parameters including the first semicolon; may be empty.
+    pub params: Span,
+    /// Where the next value of the same line begins, if a comma follows.
+    pub next: Option<u32>,
+}
+
+/// The value is malformed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameAddrError;
+
+impl NameAddr {
+    /// Decodes the first value in `span`.
+    ///
+    /// # Errors
+    ///
+    /// An unclosed quote or bracket, an empty URI, or text after the value that is neither parameter nor comma.
+    pub fn decode(bytes: &[u8], span: Span) -> Result<NameAddr, NameAddrError> {
+        let mut cursor = Cursor::new(bytes, span);
+        cursor.skip_white();
+        let start = cursor.at();
+        let uri = take_uri(&mut cursor).ok_or(NameAddrError)?;
+        if uri.is_empty() {
+            return Err(NameAddrError);
+        }
+        let params_start = cursor.at();
+        let mut end = params_start;
+        while let Some(param) = next_param(&mut cursor) {
+            end = param.whole.end as usize;
+        }
+        cursor.skip_white();
+        let next = match cursor.peek() {
+            None => None,
+            Some(b',') => {
+                cursor.eat(b',');
+                cursor.skip_white();
+                Some(cursor.at() as u32)
+            }
+            Some(_) => return Err(NameAddrError),
+        };
+        let params = Span::new(params_start, end);
+        Ok(NameAddr { value: Span::new(start, end), uri, params, next })
+    }
+
+    /// The value of the `tag` parameter (RFC 3261 19.3).
+    pub fn tag(&self, bytes: &[u8]) -> Option<Span> {
+        if self.params.is_empty() {
+            return None;
+        }
+        find_param(bytes, self.params, b"tag").and_then(|p| p.value).filter(|v| !v.is_empty())
+    }
+}
+
+/// Leaves the cursor behind the URI and its closing bracket.
+fn take_uri(cursor: &mut Cursor<'_>) -> Option<Span> {
+    if cursor.peek() == Some(b'"') {
+        cursor.take_quoted()?;
+        cursor.skip_white();
+        if cursor.peek() != Some(b'<') {
+            return None;
+        }
+    }
+    let mut probe = cursor.clone();
+    // A token display name cannot contain these, a bare URI cannot contain `<`.
+    probe.take_while(|b| !matches!(b, b'<' | b',' | b';' | b'"'));
+    if probe.eat(b'<') {
+        let uri = probe.take_until(b'>');
+        if !probe.eat(b'>') {
+            return None;
+        }
+        *cursor = probe;
+        return Some(uri);
+    }
+    Some(cursor.take_while(|b| !matches!(b, b'<' | b'>' | b',' | b';' | b'"' | b' ' | b'\t' | b'\r' | b'\n')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(text: &str) -> Option<(&str, &str, Option<&str>)> {
+        let bytes = text.as_bytes();
+        let it = NameAddr::decode(bytes, Span::new(0, bytes.len())).ok()?;
+        let str = |s: Span| std::str::from_utf8(s.of(bytes)).unwrap();
+        Some((str(it.uri), str(it.params), it.tag(bytes).map(str)))
+    }
+
+    #[test]
+    fn every_shape_of_the_grammar_is_read() {
+        assert_eq!(decode("<sip:a@b;x=y>;tag=1"), Some(("sip:a@b;x=y", ";tag=1", Some("1"))));
+        assert_eq!(decode("sip:a@b;tag=1"), Some(("sip:a@b", ";tag=1", Some("1"))));
+        assert_eq!(decode("A b <sip:a@b> ; Tag = 1"), Some(("sip:a@b", " ; Tag = 1", Some("1"))));
+        assert_eq!(decode("\"a \\\" <x>, ;\" <sip:a@b>"), Some(("sip:a@b", "", None)));
+        assert_eq!(decode("tel:+1-201;tag=q"), Some(("tel:+1-201", ";tag=q", Some("q"))));
+    }
+
+    #[test]
+    fn a_list_is_walked_value_by_value() {
+        let text = b"<sip:a;lr>,\r\n <sip:b;lr>;x";
+        let first = NameAddr::decode(text, Span::new(0, text.len())).unwrap();
+        let second = NameAddr::decode(text, Span::new(first.next.unwrap() as usize, text.len())).unwrap();
+        assert_eq!(second.uri.of(text), b"sip:b;lr");
+        assert_eq!(second.next, None);
+    }
+
+    #[test]
+    fn broken_values_are_refused() {
+        for bad in ["", "\"open <sip:a>", "<sip:a", "\"x\" sip:a", "<sip:a> y", "<>", "a <sip:b> c"] {
+            assert_eq!(decode(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! One pass over a message: where the start line and the headers that routing reads are.
+//!
+//! Read RFC 3261 sections 7 and 25 first. The scan finds line ends, names headers and writes down offsets; it
+//! decodes no value, copies no byte, allocates nothing and has no input on which it can panic. What it tolerates: LF
+//! without CR, any case, compact names, white space before the colon, folded lines, empty lines before the start
+//! line, any method and any header it does not know.
+//!
+//! ```text
+//! INVITE sip:bob@example.com SIP/2.0 CRLF     start line: method, Request-URI or status
+//! Via: SIP/2.0/UDP pc33;branch=x     CRLF     HeaderLine { Via, line: V..LF], value: S..x] }
+//! Subject: lunch                     CRLF     counted, not kept
+//! CRLF                                        end of the header section
+//! v=0 ...                                     body, cut at Content-Length
+//! ```
+//!
+//! Invariants: spans are in order and inside the message; `headers` holds at most as many lines as the capacity
+//! given at construction; after an error the lines found so far stay, so that an answer can be made from them.
+//! Cost: linear in the header section; the body is not looked at.
+
+use memchr::memchr;
+
+use crate::base::span::Span;
+
+/// The headers that routing reads; every other header passes unseen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum HeaderName {
+    /// RFC 3261 20.42
+    Via,
+    /// RFC 3261 20.34
+    Route,
+    /// RFC 3261 20.30
+    RecordRoute,
+    /// RFC 3261 20.20
+    From,
+    /// RFC 3261 20.39
+    To,
+    /// RFC 3261 20.8
+    CallId,
+    /// RFC 3261 20.16
+    CSeq,
+    /// RFC 3261 20.22
+    MaxForwards,
+    /// RFC 3261 20.14
+    ContentLength,
+    /// RFC 3261 20.29
+    ProxyRequire,
+    /// RFC 3261 20.10
+    Contact,
+}
+
+/// How many names there are.
+const NAMES: usize = HeaderName::Contact as usize + 1;
+
+/// One header line of a kind that routing reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderLine {
+    /// Which header.
+    pub name: HeaderName,
+    /// From the first byte of the name through the line end, continuation lines included.
+    pub line: Span,
+    /// The value without white space around it; continuation lines are inside, unfolded by the decoders.
+    pub value: Span,
+}
+
+/// The first line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartLine {
+    /// `method SP Request-URI SP SIP/2.0`
+    Request {
+        /// A token, in the sender's case.
+        method: Span,
+        /// Not empty, free of white space; not decoded.
+        uri: Span,
+    },
+    /// `SIP/2.0 SP status SP reason`
+    Response {
+        /// 100 to 699.
+        status: u16,
+    },
+}
+
+/// Why a message cannot be used as it is. The sender is at fault in every case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScanError {
+    /// Nothing but line ends: a keep-alive, not a message.
+    Empty,
+    /// The first line is neither a request nor a response line.
+    StartLine,
+    /// A request of another SIP version (RFC 3261 21.5.6).
+    Version,
+    /// A line of the header section without a name and a colon.
+    HeaderLine,
+    /// More header lines than the limit.
+    TooManyHeaders,
+    /// No empty line ends the header section.
+    Unterminated,
+    /// Content-Length is not a number, is contradicted by another one, or exceeds the datagram (RFC 3261 18.3).
+    ContentLength,
+}
+
+/// The offsets of one message; made once and used again for every message.
+#[derive(Debug)]
+pub struct Scan {
+    start_line: Option<StartLine>,
+    message: Span,
+    start_line_end: u32,
+    headers_end: u32,
+    headers: Vec<HeaderLine>,
+    /// Index of the first line of each name plus one; 0 where there is none.
+    first: [u16; NAMES],
+    count: [u16; NAMES],
+    headers_max: usize,
+}
+
+impl Scan {
+    /// Room for messages of up to `headers_max` header lines (at most 65,534).
+    pub fn with_capacity(headers_max: usize) -> Self {
+        let headers_max = headers_max.min(usize::from(u16::MAX) - 1);
+        Scan {
+            start_line: None,
+            message: Span::default(),
+            start_line_end: 0,
+            headers_end: 0,
+            headers: Vec::with_capacity(headers_max),
+            first: [0; NAMES],
+            count: [0; NAMES],
+            headers_max,
+        }
+    }
+
+    /// Scans a datagram.
+    ///
+    /// # Errors
+    ///
+    /// See [`ScanError`]. What was found before the error stays readable.
+    pub fn scan(&mut self, bytes: &[u8]) -> Result<(), ScanError> {
+        self.start_line = None;
+        self.headers.clear();
+        self.first = [0; NAMES];
+        self.count = [0; NAMES];
+        let start = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(bytes.len());
+        self.message = Span::new(start, bytes.len());
+        self.start_line_end = start as u32;
+        self.headers_end = bytes.len() as u32;
+        if start == bytes.len() {
+            return Err(ScanError::Empty);
+        }
+        let line_end = memchr(b'\n', &bytes[start..]).map_or(bytes.len(), |i| start + i + 1);
+        self.start_line_end = line_end as u32;
+        let start_line = scan_start_line(bytes, start, line_end);
+        // Headers are scanned even then: a 400 or 505 is made from them.
+        self.start_line = start_line.ok();
+        self.scan_headers(bytes, line_end)?;
+        start_line?;
+        self.cut_body(bytes)
+    }
+
+    /// The first line, when it could be understood.
+    pub fn start_line(&self) -> Option<StartLine> {
+        self.start_line
+    }
+
+    /// From the first byte of the start line to the last byte of the body: what is passed on.
+    pub fn message(&self) -> Span {
+        self.message
+    }
+
+    /// Where the first header line begins.
+    pub fn start_line_end(&self) -> usize {
+        self.start_line_end as usize
+    }
+
+    /// Where the empty line that ends the header section begins.
+    pub fn headers_end(&self) -> usize {
+        self.headers_end as usize
+    }
+
+    /// The lines that routing reads, in order.
+    pub fn headers(&self) -> &[HeaderLine] {
+        &self.headers
+    }
+
+    /// The first line of a name.
+    pub fn first(&self, name: HeaderName) -> Option<&HeaderLine> {
+        let index = usize::from(self.first[name as usize]);
+        self.headers.get(index.wrapping_sub(1))
+    }
+
+    /// All lines of a name, in order.
+    pub fn all(&self, name: HeaderName) -> impl Iterator<Item = &HeaderLine> {
+        let from = match self.first[name as usize] {
+            0 => self.headers.len(),
+            n => usize::from(n) - 1,
+        };
+        self.headers[from..].iter().filter(move |h| h.name == name)
+    }
+
+    /// How many lines of a name there are.
+    pub fn count(&self, name: HeaderName) -> usize {
+        usize::from(self.count[name as usize])
+    }
+
+    fn scan_headers(&mut self, bytes: &[u8], from: usize) -> Result<(), ScanError> {
+        let mut at = from;
+        let mut lines = 0;
+        let mut broken = Ok(());
+        loop {
+            let rest = &bytes[at..];
+            match rest {
+                [b'\n', ..] | [b'\r', b'\n', ..] => {
+                    self.headers_end = at as u32;
+                    return broken;
+                }
+                [] => {
+                    self.headers_end = at as u32;
+                    return broken.and(Err(ScanError::Unterminated));
+                }
+                _ => {}
+            }
+            lines += 1;
+            if lines > self.headers_max {
+                self.headers_end = at as u32;
+                return Err(ScanError::TooManyHeaders);
+            }
+            let mut next = memchr(b'\n', rest).map_or(bytes.len(), |i| at + i + 1);
+            while matches!(bytes.get(next), Some(b' ' | b'\t')) {
+                next = memchr(b'\n', &bytes[next..]).map_or(bytes.len(), |i| next + i + 1);
+            }
+            if self.scan_header(bytes, at, next).is_none() {
+                broken = Err(ScanError::HeaderLine);
+            }
+            at = next;
+        }
+    }
+
+    /// Reads one header of `at..next`; `None` when it has no name.
+    #[inline]
+    fn scan_header(&mut self, bytes: &[u8], at: usize, next: usize) -> Option<()> {
+        let line = &bytes[at..next];
+        let colon = line.iter().position(|b| *b == b':')?;
+        let name = line[..colon].trim_ascii_end();
+        if name.is_empty() || matches!(name[0], b' ' | b'\t') {
+            return None;
+        }
+        let Some(name) = header_name(name) else { return Some(()) };
+        let value = &line[colon + 1..];
+        let lead = value.len() - value.trim_ascii_start().len();
+        let start = at + colon + 1 + lead;
+        let end = start + value.trim_ascii().len();
+        self.headers.push(HeaderLine { name, line: Span::new(at, next), value: Span::new(start, end) });
+        self.count[name as usize] += 1;
+        let first = &mut self.first[name as usize];
+        if *first == 0 {
+            *first = self.headers.len() as u16;
+        }
+        Some(())
+    }
+
+    /// Ends the message where Content-Length says: RFC 3261 18.3 for datagrams.
+    fn cut_body(&mut self, bytes: &[u8]) -> Result<(), ScanError> {
+        let body = match bytes[self.headers_end as usize..] {
+            [b'\r', b'\n', ..] => self.headers_end as usize + 2,
+            _ => self.headers_end as usize + 1,
+        };
+        let mut length = None;
+        for header in self.all(HeaderName::ContentLength) {
+            let value = decode_length(header.value.of(bytes)).ok_or(ScanError::ContentLength)?;
+            if length.is_some_and(|seen| seen != value) {
+                return Err(ScanError::ContentLength);
+            }
+            length = Some(value);
+        }
+        if let Some(length) = length {
+            if length > bytes.len() - body {
+                return Err(ScanError::ContentLength);
+            }
+            self.message.end = (body + length) as u32;
+        }
+        Ok(())
+    }
+}
+
+fn scan_start_line(bytes: &[u8], start: usize, end: usize) -> Result<StartLine, ScanError> {
+    let line = match &bytes[start..end] {
+        [line @ .., b'\r', b'\n'] | [line @ .., b'\n'] | line => line,
+    };
+    if line.len() >= 8 && line[..4].eq_ignore_ascii_case(b"SIP/") {
+        return scan_status_line(line);
+    }
+    let method = memchr(b' ', line).ok_or(ScanError::StartLine)?;
+    let version = memchr::memrchr(b' ', line).ok_or(ScanError::StartLine)?;
+    let uri = line.get(method + 1..version).ok_or(ScanError::StartLine)?;
+    if method == 0 || !line[..method].iter().all(|b| is_token(*b)) {
+        return Err(ScanError::StartLine);
+    }
+    if uri.is_empty() || uri[0] == b'<' || uri.iter().any(|b| *b <= b' ') {
+        return Err(ScanError::StartLine);
+    }
+    match &line[version + 1..] {
+        v if v.eq_ignore_ascii_case(b"SIP/2.0") => Ok(StartLine::Request {
+            method: Span::new(start, start + method),
+            uri: Span::new(start + method + 1, start + version),
+        }),
+        v if v.len() > 4 && v[..4].eq_ignore_ascii_case(b"SIP/") => Err(ScanError::Version),
+        _ => Err(ScanError::StartLine),
+    }
+}
+
+fn scan_status_line(line: &[u8]) -> Result<StartLine, ScanError> {
+    let rest = match line.split_at_checked(8) {
+        Some((version, rest)) if version.eq_ignore_ascii_case(b"SIP/2.0 ") => rest,
+        _ => return Err(ScanError::StartLine),
+    };
+    let ([a @ b'1'..=b'6', b @ b'0'..=b'9', c @ b'0'..=b'9']
+    | [a @ b'1'..=b'6', b @ b'0'..=b'9', c @ b'0'..=b'9', b' ', ..]) = rest
+    else {
+        return Err(ScanError::StartLine);
+    };
+    let digit = |d: &u8| u16::from(d - b'0');
+    Ok(StartLine::Response { status: digit(a) * 100 + digit(b) * 10 + digit(c) })
+}
+
+/// A decimal number of at most nine digits; more cannot fit a datagram.
+fn decode_length(value: &[u8]) -> Option<usize> {
+    let digits = value.trim_ascii();
+    if digits.is_empty() {
+        return None;
+    }
+    let significant = digits.trim_ascii_start();
+    let mut length = 0usize;
+    for digit in significant {
+        if !digit.is_ascii_digit() {
+            return None;
+        }
+        length = (length * 10 + usize::from(digit - b'0')).min(usize::MAX / 100);
+    }
+    Some(length)
+}
+
+/// `token` of RFC 3261 25.1.
+pub(crate) const fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'!' | b'%' | b'*' | b'_' | b'+' | b'`' | b'\'' | b'~')
+}
+
+/// Names by length first: most headers that routing does not read are told apart without a comparison.
+#[inline]
+fn header_name(name: &[u8]) -> Option<HeaderName> {
+    use HeaderName::*;
+    let is = |long: &[u8]| name.eq_ignore_ascii_case(long);
+    match name.len() {
+        1 => match name[0] | 0x20 {
+            b'v' => Some(Via),
+            b'f' => Some(From),
+            b't' => Some(To),
+            b'i' => Some(CallId),
+            b'm' => Some(Contact),
+            b'l' => Some(ContentLength),
+            _ => None,
+        },
+        2 if is(b"To") => Some(To),
+        3 if is(b"Via") => Some(Via),
+        4 if is(b"From") => Some(From),
+        4 if is(b"CSeq") => Some(CSeq),
+        5 if is(b"Route") => Some(Route),
+        7 if is(b"Call-ID") => Some(CallId),
+        7 if is(b"Contact") => Some(Contact),
+        12 if is(b"Max-Forwards") => Some(MaxForwards),
+        12 if is(b"Record-Route") => Some(RecordRoute),
+        13 if is(b"Proxy-Require") => Some(ProxyRequire),
+        14 if is(b"Content-Length") => Some(ContentLength),
+        _ => None,
+    }
+}

@@ -1,0 +1,201 @@
+//! One Via value: the way back of a response (RFC 3261 20.42, 18.2; RFC 3581 for `rport`).
+//!
+//! `SIP/2.0/UDP host:port;branch=z9hG4bK...;received=...;rport, SIP/2.0/...`: the decoder reads the first value of a
+//! line and says where it ends, so that the next one in the same line can be read, or the first one cut out.
+
+use std::net::IpAddr;
+
+use super::cursor::{Cursor, decode_ip, decode_port};
+use super::params::next_param;
+use super::uri::decode_host_port;
+use crate::base::span::Span;
+
+/// The default port where sent-by names none.
+pub const DEFAULT_PORT: u16 = 5060;
+
+/// The start of every branch made by an RFC 3261 element (RFC 3261 8.1.1.7).
+pub const MAGIC_COOKIE: &[u8] = b"z9hG4bK";
+
+/// The `rport` parameter (RFC 3581).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rport {
+    /// Not there: answer to the sent-by port.
+    Absent,
+    /// `;rport` (or `;rport=`): the client asks for its source port; the span is the whole parameter.
+    Asked(Span),
+    /// `;rport=N`: a server filled it in; the span is the whole parameter.
+    Filled(u16, Span),
+}
+
+/// A decoded Via value; spans into the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Via {
+    /// The value from its first to its last byte, without white space around it.
+    pub value: Span,
+    /// `UDP`, `TCP`, `TLS` ... as written.
+    pub transport: Span,
+    /// Host of sent-by, brackets included.
+    pub host: Span,
+    /// Port of sent-by, when written.
+    pub port: Option<u16>,
+    /// Value of `branch`.
+    pub branch: Option<Span>,
+    /// The whole `;received=` parameter and its value.
+    pub received: Option<(Span, Span)>,
+    /// `rport`.
+    pub rport: Rport,
+    /// Where the next value of the same line begins, if a comma follows.
+    pub next: Option<u32>,
+}
+
+/// The Via is malformed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ViaError;
+
+impl Via {
+    /// Decodes the first value in `span`.
+    ///
+    /// # Errors
+    ///
+    /// When it is not `SIP/2.0/transport host[:port]` followed by parameters and a comma or the end.
+    pub fn decode(bytes: &[u8], span: Span) -> Result<Via, ViaError> {
+        let mut cursor = Cursor::new(bytes, span);
+        cursor.skip_white();
+        let start = cursor.at();
+        for part in [&b"SIP"[..], b"2.0"] {
+            let word = cursor.take_while(|b| !matches!(b, b'/' | b' ' | b'\t' | b'\r' | b'\n'));
+            if !word.of(bytes).eq_ignore_ascii_case(part) {
+                return Err(ViaError);
+            }
+            cursor.skip_white();
+            if !cursor.eat(b'/') {
+                return Err(ViaError);
+            }
+            cursor.skip_white();
+        }
+        let transport = cursor.take_while(super::scan::is_token);
+        let gap = cursor.at();
+        cursor.skip_white();
+        if transport.is_empty() || cursor.at() == gap {
+            return Err(ViaError);
+        }
+        let (host, port) = decode_host_port(&mut cursor).ok_or(ViaError)?;
+        let port = port.map_err(|_| ViaError)?;
+        let mut via = Via {
+            value: Span::new(start, cursor.at()),
+            transport,
+            host,
+            port,
+            branch: None,
+            received: None,
+            rport: Rport::Absent,
+            next: None,
+        };
+        via.decode_params(bytes, &mut cursor)?;
+        Ok(via)
+    }
+
+    fn decode_params(&mut self, bytes: &[u8], cursor: &mut Cursor<'_>) -> Result<(), ViaError> {
+        while let Some(param) = next_param(cursor) {
+            let name = param.name.of(bytes);
+            self.value.end = param.whole.end;
+            if name.eq_ignore_ascii_case(b"branch") {
+                self.branch = self.branch.or(param.value);
+            } else if name.eq_ignore_ascii_case(b"received") {
+                let value = param.value.ok_or(ViaError)?;
+                self.received.get_or_insert((param.whole, value));
+            } else if name.eq_ignore_ascii_case(b"rport") && self.rport == Rport::Absent {
+                self.rport = match param.value.filter(|v| !v.is_empty()) {
+                    None => Rport::Asked(param.whole),
+                    Some(value) => Rport::Filled(decode_port(value.of(bytes)).ok_or(ViaError)?, param.whole),
+                };
+            }
+        }
+        cursor.skip_white();
+        match cursor.peek() {
+            None => Ok(()),
+            Some(b',') => {
+                cursor.eat(b',');
+                cursor.skip_white();
+                self.next = Some(cursor.at() as u32);
+                Ok(())
+            }
+            Some(_) => Err(ViaError),
+        }
+    }
+
+    /// Did an RFC 3261 element make it, so that its branch names the transaction?
+    pub fn has_magic_cookie(&self, bytes: &[u8]) -> bool {
+        self.branch.is_some_and(|b| {
+            let branch = b.of(bytes);
+            branch.len() > MAGIC_COOKIE.len() && branch[..MAGIC_COOKIE.len()].eq_ignore_ascii_case(MAGIC_COOKIE)
+        })
+    }
+
+    /// Host of sent-by as an address; `None` for a name.
+    pub fn ip(&self, bytes: &[u8]) -> Option<IpAddr> {
+        decode_ip(self.host.of(bytes))
+    }
+
+    /// The port of sent-by, 5060 where none is written.
+    pub fn port_or_default(&self) -> u16 {
+        self.port.unwrap_or(DEFAULT_PORT)
+    }
+
+    /// The address in `received`, if it is one.
+    pub fn received_ip(&self, bytes: &[u8]) -> Option<IpAddr> {
+        self.received.and_then(|(_, value)| decode_ip(value.of(bytes)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(text: &str) -> Result<Via, ViaError> {
+        Via::decode(text.as_bytes(), Span::new(0, text.len()))
+    }
+
+    #[test]
+    fn the_first_of_a_list_is_read_and_the_rest_is_found() {
+        let text = "SIP / 2.0 / UDP  first.example.com : 4000;ttl=16;maddr=224.2.0.1 ;branch=z9hG4bKa7c6a8dlze.1, SIP/2.0/TCP b";
+        let via = decode(text).unwrap();
+        assert_eq!(via.host.of(text.as_bytes()), b"first.example.com");
+        assert_eq!(via.port, Some(4000));
+        assert_eq!(via.branch.unwrap().of(text.as_bytes()), b"z9hG4bKa7c6a8dlze.1");
+        assert!(via.value.of(text.as_bytes()).ends_with(b"dlze.1"));
+        let rest = Via::decode(text.as_bytes(), Span::new(via.next.unwrap() as usize, text.len())).unwrap();
+        assert_eq!(rest.transport.of(text.as_bytes()), b"TCP");
+        assert_eq!(rest.port_or_default(), 5060);
+    }
+
+    #[test]
+    fn ipv6_and_rport_are_understood() {
+        let text = "SIP/2.0/UDP [2001:db8::9:1];received=2001:db8::9:255;rport=5061;branch=z9hG4bKas3-111";
+        let via = decode(text).unwrap();
+        assert_eq!(via.ip(text.as_bytes()), Some("2001:db8::9:1".parse().unwrap()));
+        assert_eq!(via.received_ip(text.as_bytes()), Some("2001:db8::9:255".parse().unwrap()));
+        assert!(matches!(via.rport, Rport::Filled(5061, _)));
+        assert!(matches!(decode("SIP/2.0/UDP a;rport;branch=1").unwrap().rport, Rport::Asked(_)));
+    }
+
+    #[test]
+    fn what_is_no_via_is_refused() {
+        for bad in [
+            "",
+            "SIP/2.0",
+            "SIP/2.0/UDP",
+            "SIP/2.0/UDP ",
+            "SIP/7.0/UDP a",
+            "SIP/2.0/UDPa",
+            "SIP/2.0/UDP a:0",
+            "SIP/2.0/UDP a:65536",
+            "SIP/2.0/UDP [::1",
+            "SIP/2.0/UDP a;branch=\"x",
+            "SIP/2.0/UDP a b",
+            "SIP/2.0/UDP a;rport=x",
+        ] {
+            assert!(decode(bad).is_err(), "{bad}");
+        }
+    }
+}
