@@ -1,1 +1,221 @@
-//! engine
+//! The engine of one worker: bytes in, verdict, bytes out.
+//!
+//! [`Engine::handle`] is a deterministic function of the engine's state, the time it is told and the datagram it is
+//! given. It owns the worker's bindings and counters and nothing else; sockets, clocks and other workers are outside.
+//! The contract: after any call, drain the [`Outbox`]; call [`Engine::handle_timeout`] about once a second; call
+//! [`Engine::apply_snapshot`] between batches. The engine neither allocates nor panics on a message.
+//!
+//! ```text
+//!   datagram -> scan -> owner? --no--> Outcome::HandOver
+//!                         |yes
+//!              request: Request::decode -> decide -> Edit -> Outbox        engine/request.rs
+//!              response: our Via? branch signed? -> pop -> Outbox          engine/response.rs
+//!              anything else: 400 where safe, or dropped and counted       engine/answer.rs
+//! ```
+
+mod answer;
+pub mod outbox;
+mod request;
+mod response;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::base::id::BackendId;
+use crate::base::time::Instant;
+use crate::metrics::{Counters, Reason};
+use crate::route::bindings::{Bindings, Lifetimes};
+use crate::route::key::{CallHasher, CallKey};
+use crate::route::snapshot::{ListenerIndex, Snapshot};
+use crate::sip::edit::Edit;
+use crate::sip::scan::{Scan, ScanError, StartLine};
+use outbox::Outbox;
+
+/// Bindings and wheel slots that one [`Engine::handle_timeout`] looks at: well under a millisecond.
+const EXPIRE_BUDGET: u32 = 4096;
+
+/// A datagram from a socket or from another worker.
+#[derive(Clone, Copy, Debug)]
+pub struct Received<'a> {
+    /// Its payload.
+    pub bytes: &'a [u8],
+    /// Who sent it.
+    pub source: SocketAddr,
+    /// The listener it came to.
+    pub listener: ListenerIndex,
+    /// Did another worker hand it over? Then this one is the owner.
+    pub is_taken_over: bool,
+}
+
+/// A scanned datagram of this worker, and the time and the picture it is judged by.
+#[derive(Clone, Copy)]
+struct Message<'a> {
+    now: Instant,
+    snapshot: &'a Snapshot,
+    rx: &'a Received<'a>,
+    scan: &'a Scan,
+    key: CallKey,
+}
+
+/// What became of a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was dealt with; what is to be sent is in the outbox.
+    Done,
+    /// It belongs to another worker.
+    HandOver(u16),
+}
+
+/// Fixed capacities of an engine.
+#[derive(Clone, Copy, Debug)]
+pub struct Capacity {
+    /// Bindings.
+    pub bindings: usize,
+    /// Header lines in a message.
+    pub headers: usize,
+    /// Bytes in a message.
+    pub message_bytes: usize,
+}
+
+/// What one backend was given, by this worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendCounters {
+    /// New dialogs and standalone requests that selection gave it.
+    pub selected: u64,
+    /// All requests sent to it.
+    pub requests: u64,
+}
+
+/// The engine; see the module head.
+#[derive(Debug)]
+pub struct Engine {
+    worker: u16,
+    snapshot: Arc<Snapshot>,
+    hasher: CallHasher,
+    capacity: Capacity,
+    scan: Scan,
+    state: State,
+}
+
+/// What changes while a message is handled; apart, so that the scan and the snapshot can be read meanwhile.
+#[derive(Debug)]
+struct State {
+    bindings: Bindings,
+    edit: Edit,
+    counters: Counters,
+    backends: Vec<(BackendId, BackendCounters)>,
+}
+
+impl Engine {
+    /// An engine for worker number `worker`. All workers of a process share `hasher`.
+    pub fn new(
+        worker: u16,
+        snapshot: Arc<Snapshot>,
+        hasher: CallHasher,
+        capacity: Capacity,
+        lifetimes: Lifetimes,
+    ) -> Self {
+        let backends = snapshot.backends.iter().map(|b| (b.id, BackendCounters::default())).collect();
+        let state = State {
+            bindings: Bindings::with_capacity(capacity.bindings, lifetimes),
+            edit: Edit::default(),
+            counters: Counters::default(),
+            backends,
+        };
+        Engine { worker, snapshot, hasher, capacity, scan: Scan::with_capacity(capacity.headers), state }
+    }
+
+    /// Deals with one datagram. `outbox` must have room.
+    pub fn handle(&mut self, now: Instant, rx: &Received<'_>, outbox: &mut Outbox) -> Outcome {
+        let Engine { scan, state, snapshot, .. } = self;
+        if rx.is_taken_over {
+            state.counters.taken_over += 1;
+        } else {
+            state.counters.received += 1;
+        }
+        if let Err(error) = scan.scan(rx.bytes) {
+            state.handle_malformed(snapshot, rx, scan, reason_of(error), outbox);
+            return Outcome::Done;
+        }
+        let key = self.hasher.hash_message(rx.bytes, scan);
+        let owner = snapshot.owner(key.owner_hash());
+        if owner != self.worker && !rx.is_taken_over {
+            state.counters.handed_over += 1;
+            return Outcome::HandOver(owner);
+        }
+        if rx.bytes.len() > self.capacity.message_bytes {
+            state.handle_malformed(snapshot, rx, scan, Reason::TooLarge, outbox);
+            return Outcome::Done;
+        }
+        let message = Message { now, snapshot, rx, scan, key };
+        match scan.start_line() {
+            Some(StartLine::Request { method, uri }) => state.handle_request(&message, method, uri, outbox),
+            Some(StartLine::Response { status }) => state.handle_response(&message, status, outbox),
+            None => state.counters.count_dropped(Reason::StartLine),
+        }
+        Outcome::Done
+    }
+
+    /// A hand-over that did not fit its ring: the message is lost and must be counted as that.
+    pub fn handle_full_ring(&mut self) {
+        self.state.counters.handed_over -= 1;
+        self.state.counters.count_dropped(Reason::HandOverFull);
+    }
+
+    /// Lets bindings expire; bounded work, to be called about once a second.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.state.counters.bindings_expired += self.state.bindings.expire(now, EXPIRE_BUDGET);
+    }
+
+    /// Installs a new picture of the world; the counters of backends that stay are kept.
+    pub fn apply_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        let known = std::mem::take(&mut self.state.backends);
+        let kept = |id| known.iter().find(|(known, _)| *known == id).map_or(BackendCounters::default(), |(_, c)| *c);
+        self.state.backends = snapshot.backends.iter().map(|b| (b.id, kept(b.id))).collect();
+        self.state.bindings.set_lifetimes(snapshot.lifetimes);
+        self.snapshot = snapshot;
+    }
+
+    /// The shell's own counters are kept here too.
+    pub fn counters_mut(&mut self) -> &mut Counters {
+        &mut self.state.counters
+    }
+
+    /// The counters, gauges included.
+    pub fn counters(&self) -> Counters {
+        Counters { bindings: self.state.bindings.len() as u64, ..self.state.counters.clone() }
+    }
+
+    /// What each backend was given.
+    pub fn backend_counters(&self) -> &[(BackendId, BackendCounters)] {
+        &self.state.backends
+    }
+
+    /// The picture it works by.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// The affinity table.
+    pub fn bindings(&self) -> &Bindings {
+        &self.state.bindings
+    }
+
+    /// The key of a Call-ID and the worker that owns it.
+    pub fn owner_of(&self, call_id: &[u8]) -> (CallKey, u16) {
+        let key = self.hasher.hash(call_id);
+        (key, self.snapshot.owner(key.owner_hash()))
+    }
+}
+
+fn reason_of(error: ScanError) -> Reason {
+    match error {
+        ScanError::Empty => Reason::KeepAlive,
+        ScanError::StartLine => Reason::StartLine,
+        ScanError::Version => Reason::Version,
+        ScanError::HeaderLine => Reason::HeaderLine,
+        ScanError::TooManyHeaders => Reason::TooManyHeaders,
+        ScanError::Unterminated => Reason::Unterminated,
+        ScanError::ContentLength => Reason::ContentLength,
+    }
+}

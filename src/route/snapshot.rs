@@ -13,6 +13,8 @@ use ahash::AHashMap;
 
 use crate::base::id::{BackendId, ListenerId};
 use crate::config::{Admin, Config, Listen};
+use crate::route::bindings::Lifetimes;
+use crate::route::cookie::{Keys, TOKEN_PARAM};
 use crate::route::select::maglev::{Candidate, Maglev};
 
 /// Slots of the Call-ID space; each belongs to one worker.
@@ -44,8 +46,25 @@ pub struct Listener {
     pub listen: Listen,
     /// Index into [`Snapshot::services`].
     pub service: usize,
-    /// `192.0.2.10:5060` or `[2001:db8::1]:5060`: the sent-by of our Via and the host of our Record-Route.
-    pub sent_by: Box<str>,
+    /// Our Via up to the branch: `Via: SIP/2.0/UDP 192.0.2.10:5060;branch=`.
+    pub via_head: Box<[u8]>,
+    /// Our Record-Route up to the token: `Record-Route: <sip:192.0.2.10:5060;lr;tk=`.
+    pub record_route_head: Box<[u8]>,
+}
+
+impl Listener {
+    fn new(listen: Listen, service: usize) -> Self {
+        let Listen { transport, address } = listen;
+        let via_head = format!("Via: SIP/2.0/{} {address};branch=", transport.scheme().to_uppercase());
+        let record_route_head = format!("Record-Route: <sip:{address};lr;{TOKEN_PARAM}=");
+        Listener {
+            id: listen.id(),
+            listen,
+            service,
+            via_head: via_head.into_bytes().into(),
+            record_route_head: record_route_head.into_bytes().into(),
+        }
+    }
 }
 
 /// A virtual service.
@@ -116,6 +135,10 @@ pub struct Snapshot {
     pub backends: Vec<Backend>,
     /// Host names that mean this node, lower case.
     pub names: Vec<Box<str>>,
+    /// How long bindings last.
+    pub lifetimes: Lifetimes,
+    /// What branches and tokens are signed with.
+    pub keys: Keys,
     /// Which worker owns each slot of the Call-ID space.
     pub owners: Box<[u16]>,
     by_id: AHashMap<BackendId, BackendIndex>,
@@ -127,7 +150,8 @@ impl Snapshot {
     ///
     /// # Panics
     ///
-    /// When the configuration has more than 65,534 backends or listeners, which `config::load` refuses.
+    /// When the configuration has more than 65,534 backends or listeners, which `config::load` refuses, or no
+    /// secret: the node draws one at start where the file names none.
     pub fn build(
         config: &Config,
         generation: u64,
@@ -141,8 +165,7 @@ impl Snapshot {
             for listen in &configured.listen {
                 let index = ListenerIndex(u16::try_from(listeners.len()).expect("listeners are limited"));
                 egress[usize::from(listen.address.is_ipv6())].get_or_insert(index);
-                let sent_by = listen.address.to_string().into_boxed_str();
-                listeners.push(Listener { id: listen.id(), listen: *listen, service, sent_by });
+                listeners.push(Listener::new(*listen, service));
             }
             services.push(Service {
                 name: configured.name.as_str().into(),
@@ -181,6 +204,15 @@ impl Snapshot {
             services,
             pools,
             backends,
+            lifetimes: Lifetimes {
+                early: config.timers.binding_early,
+                dialog: config.timers.binding_dialog,
+                linger: config.timers.binding_linger,
+            },
+            keys: Keys::new(
+                config.node.secret.as_ref().expect("a secret is drawn before the first snapshot"),
+                config.node.secret_previous.as_ref(),
+            ),
             names: config.node.names.iter().map(|n| n.as_str().into()).collect(),
             owners: (0..OWNER_SLOTS).map(|slot| (slot % workers.max(1)) as u16).collect(),
             by_id,

@@ -6,11 +6,11 @@
 pub mod cseq;
 mod cursor;
 pub mod edit;
+pub mod method;
 pub mod name_addr;
 pub mod params;
 pub mod reply;
 pub mod scan;
 pub mod uri;
+pub mod values;
 pub mod via;
-
-pub(crate) use cursor::decode_ip;

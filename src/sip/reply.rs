@@ -1,1 +1,211 @@
-//! reply
+//! Answers made here, written straight from the request (RFC 3261 8.2.6).
+//!
+//! All Via lines (the topmost with what the transport saw), From, To with a tag, Call-ID and CSeq are copied; nothing
+//! else of the request is. Bound: the caller's buffer; an answer that does not fit is not made.
+
+use super::scan::{HeaderName, Scan};
+use super::via::{Rport, Via};
+use crate::base::span::Span;
+use std::io::Write;
+use std::net::SocketAddr;
+
+/// What to answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Reply<'a> {
+    /// Status code and reason phrase.
+    pub status: Status,
+    /// Where the request came from: goes into `received` and `rport` of the topmost Via.
+    pub source: SocketAddr,
+    /// Its decoded topmost Via.
+    pub via: &'a Via,
+    /// The tag to add where To has none.
+    pub to_tag: &'a [u8],
+    /// Does To have a tag?
+    pub has_to_tag: bool,
+    /// `Retry-After` in seconds.
+    pub retry_after_s: Option<u32>,
+    /// Value of `Unsupported`: what Proxy-Require asked for.
+    pub unsupported: Option<Span>,
+}
+
+/// The answers that are made here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// 400
+    BadRequest,
+    /// 416
+    UnsupportedUriScheme,
+    /// 420
+    BadExtension,
+    /// 483
+    TooManyHops,
+    /// 500
+    ServerInternalError,
+    /// 503
+    ServiceUnavailable,
+    /// 505
+    VersionNotSupported,
+    /// 513
+    MessageTooLarge,
+}
+
+impl Status {
+    /// The status code.
+    pub const fn code(self) -> u16 {
+        match self {
+            Status::BadRequest => 400,
+            Status::UnsupportedUriScheme => 416,
+            Status::BadExtension => 420,
+            Status::TooManyHops => 483,
+            Status::ServerInternalError => 500,
+            Status::ServiceUnavailable => 503,
+            Status::VersionNotSupported => 505,
+            Status::MessageTooLarge => 513,
+        }
+    }
+
+    /// The reason phrase of RFC 3261 section 21.
+    pub const fn phrase(self) -> &'static str {
+        match self {
+            Status::BadRequest => "Bad Request",
+            Status::UnsupportedUriScheme => "Unsupported URI Scheme",
+            Status::BadExtension => "Bad Extension",
+            Status::TooManyHops => "Too Many Hops",
+            Status::ServerInternalError => "Server Internal Error",
+            Status::ServiceUnavailable => "Service Unavailable",
+            Status::VersionNotSupported => "Version Not Supported",
+            Status::MessageTooLarge => "Message Too Large",
+        }
+    }
+}
+
+/// The answer does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplyError;
+
+impl Reply<'_> {
+    /// Writes the answer to the request `bytes` to the front of `out`; returns its length.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplyError`] when `out` is too small.
+    pub fn encode(&self, bytes: &[u8], scan: &Scan, out: &mut [u8]) -> Result<usize, ReplyError> {
+        let room = out.len();
+        let mut rest = &mut *out;
+        self.write(bytes, scan, &mut rest).map_err(|_| ReplyError)?;
+        let left = rest.len();
+        Ok(room - left)
+    }
+
+    fn write(&self, bytes: &[u8], scan: &Scan, out: &mut &mut [u8]) -> std::io::Result<()> {
+        write!(out, "SIP/2.0 {} {}\r\n", self.status.code(), self.status.phrase())?;
+        let top = self.via.value;
+        for header in scan.headers() {
+            match header.name {
+                HeaderName::Via if header.value.start <= top.start && top.end <= header.value.end => {
+                    self.write_top_via(bytes, header.value, out)?;
+                }
+                HeaderName::Via => write_header(out, b"Via", header.value.of(bytes))?,
+                HeaderName::From => write_header(out, b"From", header.value.of(bytes))?,
+                HeaderName::To => {
+                    out.write_all(b"To: ")?;
+                    write_unfolded(out, header.value.of(bytes))?;
+                    if !self.has_to_tag {
+                        out.write_all(b";tag=")?;
+                        out.write_all(self.to_tag)?;
+                    }
+                    out.write_all(b"\r\n")?;
+                }
+                HeaderName::CallId => write_header(out, b"Call-ID", header.value.of(bytes))?,
+                HeaderName::CSeq => write_header(out, b"CSeq", header.value.of(bytes))?,
+                _ => {}
+            }
+        }
+        if let Some(seconds) = self.retry_after_s {
+            write!(out, "Retry-After: {seconds}\r\n")?;
+        }
+        if let Some(tags) = self.unsupported {
+            write_header(out, b"Unsupported", tags.of(bytes))?;
+        }
+        out.write_all(b"Content-Length: 0\r\n\r\n")
+    }
+
+    /// The topmost value loses what the sender claimed in `received` and `rport` and gains what was seen.
+    fn write_top_via(&self, bytes: &[u8], line: Span, out: &mut &mut [u8]) -> std::io::Result<()> {
+        let mut cuts = [None, None];
+        if let Some((whole, _)) = self.via.received {
+            cuts[0] = Some(whole);
+        }
+        if let Rport::Asked(whole) | Rport::Filled(_, whole) = self.via.rport {
+            cuts[1] = Some(whole);
+        }
+        if cuts[0].is_some_and(|a| cuts[1].is_some_and(|b| b.start < a.start)) {
+            cuts.swap(0, 1);
+        }
+        out.write_all(b"Via: ")?;
+        let mut read = line.start;
+        for cut in cuts.into_iter().flatten() {
+            write_unfolded(out, Span { start: read, end: cut.start }.of(bytes))?;
+            read = cut.end;
+        }
+        write_unfolded(out, Span { start: read, end: self.via.value.end }.of(bytes))?;
+        if cuts[1].is_some() || cuts[0].is_some() || self.via.ip(bytes) != Some(self.source.ip()) {
+            write!(out, ";received={}", self.source.ip())?;
+        }
+        if self.via.rport != Rport::Absent {
+            write!(out, ";rport={}", self.source.port())?;
+        }
+        write_unfolded(out, Span { start: self.via.value.end, end: line.end }.of(bytes))?;
+        out.write_all(b"\r\n")
+    }
+}
+
+fn write_header(out: &mut &mut [u8], name: &[u8], value: &[u8]) -> std::io::Result<()> {
+    out.write_all(name)?;
+    out.write_all(b": ")?;
+    write_unfolded(out, value)?;
+    out.write_all(b"\r\n")
+}
+
+/// Line ends inside a folded value become spaces.
+fn write_unfolded(out: &mut &mut [u8], value: &[u8]) -> std::io::Result<()> {
+    let mut rest = value;
+    while let Some(at) = memchr::memchr2(b'\r', b'\n', rest) {
+        out.write_all(&rest[..at])?;
+        out.write_all(b" ")?;
+        rest = &rest[at + 1..];
+    }
+    out.write_all(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_copies_what_the_rfc_names_and_nothing_else() {
+        let text = b"INVITE sip:a SIP/2.0\r\nv: SIP/2.0/UDP host:5070;received=9.9.9.9;branch=z9hG4bK1;rport\r\n ;x, \
+            SIP/2.0/UDP b\r\nVia: SIP/2.0/UDP c\r\nFrom: <sip:f>;tag=1\r\nTo: <sip:t>\r\nCall-ID: i\r\nCSeq: 1 INVITE\r\n\
+            Subject: s\r\nProxy-Require: foo\r\n\r\n";
+        let mut scan = Scan::with_capacity(50);
+        scan.scan(text).unwrap();
+        let via = Via::decode(text, scan.first(HeaderName::Via).unwrap().value).unwrap();
+        let reply = Reply {
+            status: Status::BadExtension,
+            source: "192.0.2.1:4000".parse().unwrap(),
+            via: &via,
+            to_tag: b"local",
+            has_to_tag: false,
+            retry_after_s: Some(5),
+            unsupported: scan.first(HeaderName::ProxyRequire).map(|h| h.value),
+        };
+        let mut out = [0; 1000];
+        let n = reply.encode(text, &scan, &mut out).unwrap();
+        let want = "SIP/2.0 420 Bad Extension\r\n\
+            Via: SIP/2.0/UDP host:5070;branch=z9hG4bK1   ;x;received=192.0.2.1;rport=4000, SIP/2.0/UDP b\r\n\
+            Via: SIP/2.0/UDP c\r\nFrom: <sip:f>;tag=1\r\nTo: <sip:t>;tag=local\r\nCall-ID: i\r\nCSeq: 1 INVITE\r\n\
+            Retry-After: 5\r\nUnsupported: foo\r\nContent-Length: 0\r\n\r\n";
+        assert_eq!(std::str::from_utf8(&out[..n]).unwrap(), want);
+        assert_eq!(reply.encode(text, &scan, &mut out[..n - 1]), Err(ReplyError));
+    }
+}

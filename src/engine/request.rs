@@ -1,0 +1,226 @@
+//! Carries out the verdict on a request: the edits of RFC 3261 16.6, and what the binding table learns of it.
+
+use std::io::Write;
+
+use super::outbox::Outbox;
+use super::{Message, Received, State};
+use crate::base::id::BackendId;
+use crate::base::span::Span;
+use crate::metrics::Reason;
+use crate::route::bindings::{Binding, Lasting};
+use crate::route::cookie::{BRANCH_LEN, BranchInput, TOKEN_MAX};
+use crate::route::decide::{Scene, decide, refuse};
+use crate::route::request::Request;
+use crate::route::snapshot::Snapshot;
+use crate::route::verdict::{Forward, Verdict, Why};
+use crate::sip::edit::Edit;
+use crate::sip::method::Method;
+use crate::sip::reply::Status;
+use crate::sip::scan::HeaderName;
+use crate::sip::values::{self, Value, values};
+use crate::sip::via::{Rport, Via};
+
+impl State {
+    pub(super) fn handle_request(&mut self, message: &Message<'_>, method: Span, uri: Span, outbox: &mut Outbox) {
+        let Message { snapshot, rx, scan, .. } = *message;
+        let request = match Request::decode(rx.bytes, scan, method, uri) {
+            Ok(request) => request,
+            Err(Reason::UnknownScheme) if method.of(rx.bytes) != b"ACK" => {
+                let answer = (Status::UnsupportedUriScheme, Reason::UnknownScheme);
+                return self.answer(snapshot, rx, scan, answer, outbox);
+            }
+            Err(reason) => return self.handle_malformed(snapshot, rx, scan, reason, outbox),
+        };
+        if is_ack_for_answer(snapshot, &request) {
+            return self.counters.count_dropped(Reason::AckForAnswer);
+        }
+        let branch = snapshot.keys.encode_branch(snapshot.listener(rx.listener).id, &branch_input(&request));
+        let transaction = u32::from_be_bytes([branch[15], branch[16], branch[17], branch[18]]);
+        let binding = self.bindings.get(message.key.0);
+        let scene = Scene { snapshot, ingress: rx.listener, source: rx.source, binding, transaction };
+        let (mut verdict, is_forged) = decide(&scene, &request);
+        self.counters.cookies_refused += u64::from(is_forged);
+        if let Verdict::Forward(forward) = verdict {
+            match self.write_request(snapshot, rx, &request, &forward, &branch, outbox.buffer()) {
+                Some(len) => {
+                    outbox.commit(len, forward.egress, forward.destination);
+                    self.count_forward(&forward);
+                    return self.learn_from_request(message, &request, &forward, binding, transaction);
+                }
+                None => verdict = refuse(&request, Status::MessageTooLarge, Reason::EditFailed),
+            }
+        }
+        match verdict {
+            Verdict::Answer(status, reason) => self.answer(snapshot, rx, scan, (status, reason), outbox),
+            Verdict::Drop(reason) => self.counters.count_dropped(reason),
+            Verdict::Forward(_) => {}
+        }
+    }
+
+    fn count_forward(&mut self, forward: &Forward) {
+        self.counters.requests_forwarded += 1;
+        match forward.why {
+            Why::Cookie => self.counters.routed_by_cookie += 1,
+            Why::Binding => self.counters.routed_by_binding += 1,
+            Why::Selection => self.counters.selected += 1,
+            Why::Text => {}
+        }
+        if let Some(index) = forward.backend
+            && let Some((_, counters)) = self.backends.get_mut(usize::from(index.0))
+        {
+            counters.requests += 1;
+            counters.selected += u64::from(forward.why == Why::Selection);
+        }
+    }
+
+    /// What a forwarded request teaches the binding table.
+    fn learn_from_request(
+        &mut self,
+        message: &Message<'_>,
+        request: &Request<'_>,
+        forward: &Forward,
+        binding: Option<Binding>,
+        transaction: u32,
+    ) {
+        let now = message.now;
+        let lasting = if request.method == Method::Invite { Lasting::Early } else { Lasting::Linger };
+        let backend = forward.backend.map(|index| message.snapshot.backend(index).id);
+        let backend: Option<BackendId> = backend.or(forward.record.map(|cookie| cookie.backend));
+        match (binding, backend) {
+            (_, None) => {}
+            (Some(known), Some(id)) if known.backend == id && known.transaction == transaction => {}
+            (Some(known), Some(_)) if request.is_in_dialog() => self.bindings.refresh(now, known, known.lasting),
+            // Neither starts anything of its own.
+            _ if matches!(request.method, Method::Ack | Method::Cancel) => {}
+            // Its own token finds the way.
+            (None, Some(_)) if forward.why == Why::Cookie => {}
+            (_, Some(id)) => {
+                let is_bound = self.bindings.bind(now, message.key.0, id, transaction, lasting);
+                self.counters.bindings_refused += u64::from(!is_bound);
+            }
+        }
+    }
+
+    /// Writes the request as it is sent on; `None` when it does not fit a datagram.
+    fn write_request(
+        &mut self,
+        snapshot: &Snapshot,
+        rx: &Received<'_>,
+        request: &Request<'_>,
+        forward: &Forward,
+        branch: &[u8; BRANCH_LEN],
+        out: &mut [u8],
+    ) -> Option<usize> {
+        let edit = &mut self.edit;
+        edit.clear();
+        let scan = request.scan;
+        let first_via = scan.first(HeaderName::Via)?.line.start as usize;
+        let egress = snapshot.listener(forward.egress);
+        edit.insert(first_via, &[&egress.via_head, branch, b"\r\n"]);
+        if let Some(cookie) = &forward.record {
+            let mut token = [0; TOKEN_MAX];
+            let len = snapshot.keys.encode_token(request.text(request.call_id), cookie, &mut token);
+            let token = &token[..len];
+            // Before any other Record-Route (16.6 item 4); the side that the next hop sees comes first (RFC 5658).
+            let place = scan.first(HeaderName::RecordRoute).map_or(first_via, |h| h.line.start as usize);
+            edit.insert(place, &[&egress.record_route_head, token, b">\r\n"]);
+            if forward.egress != rx.listener {
+                let ingress = snapshot.listener(rx.listener);
+                edit.insert(place, &[&ingress.record_route_head, token, b">\r\n"]);
+            }
+        }
+        plan_received(edit, request.bytes, &request.via, rx);
+        plan_max_forwards(edit, request, first_via);
+        plan_route(edit, request, forward);
+        edit.apply(request.bytes, scan.message(), out).ok()
+    }
+}
+
+/// What retransmissions, CANCEL and non-2xx ACK share; see [`crate::route::cookie`].
+fn branch_input<'a>(request: &Request<'a>) -> BranchInput<'a> {
+    BranchInput {
+        branch: request.via.branch.map_or(&[], |b| request.text(b)),
+        host: request.text(request.via.host),
+        port: request.via.port_or_default(),
+        call_id: request.text(request.call_id),
+        cseq: request.cseq,
+    }
+}
+
+/// Does this ACK acknowledge an answer that was made here? Its To tag is the one that answer carried.
+fn is_ack_for_answer(snapshot: &Snapshot, request: &Request<'_>) -> bool {
+    request.method == Method::Ack
+        && request.to_tag.is_some_and(|tag| {
+            let local = snapshot.keys.local_tag(request.text(request.call_id), request.text(request.from_tag));
+            request.text(tag) == local
+        })
+}
+
+/// RFC 3261 18.2.1 and RFC 3581 4: what the sender's Via does not tell truly is written into it.
+fn plan_received(edit: &mut Edit, bytes: &[u8], via: &Via, rx: &Received<'_>) {
+    let has_true_address = via.ip(bytes) == Some(rx.source.ip());
+    if has_true_address && via.received.is_none() && via.rport == Rport::Absent {
+        return;
+    }
+    let mut text = [0u8; 80];
+    let mut rest = &mut text[..];
+    // An address and a port fit.
+    let _ = write!(rest, ";received={}", rx.source.ip());
+    if via.rport != Rport::Absent {
+        let _ = write!(rest, ";rport={}", rx.source.port());
+    }
+    let left = rest.len();
+    let len = text.len() - left;
+    if let Some((claimed, _)) = via.received {
+        edit.remove(claimed);
+    }
+    match via.rport {
+        Rport::Absent => edit.insert(via.value.end as usize, &[&text[..len]]),
+        Rport::Asked(asked) | Rport::Filled(_, asked) => edit.replace(asked, &text[..len]),
+    }
+}
+
+/// RFC 3261 16.6 item 3.
+fn plan_max_forwards(edit: &mut Edit, request: &Request<'_>, first_via: usize) {
+    match request.max_forwards {
+        None => edit.insert(first_via, &[b"Max-Forwards: 70\r\n"]),
+        Some((hops, digits)) => {
+            let mut text = [0u8; 3];
+            let mut rest = &mut text[..];
+            let _ = write!(rest, "{}", hops.saturating_sub(1));
+            let left = rest.len();
+            edit.replace(digits, &text[..3 - left]);
+        }
+    }
+}
+
+/// RFC 3261 16.4 and 16.6 item 6.
+fn plan_route(edit: &mut Edit, request: &Request<'_>, forward: &Forward) {
+    let route = forward.route;
+    let (bytes, scan) = (request.bytes, request.scan);
+    if route.own_routes > 0 {
+        values::remove_first(edit, bytes, scan, HeaderName::Route, route.own_routes);
+    }
+    if !route.restores_request_uri && !route.next_is_strict {
+        return;
+    }
+    let all = || values(bytes, scan, HeaderName::Route).flatten();
+    let uri = |value: Value| value.name_addr.uri.of(bytes);
+    let target = match all().last().filter(|_| route.restores_request_uri) {
+        Some(last) => {
+            if all().count() > route.own_routes {
+                values::remove(edit, &last);
+            }
+            uri(last)
+        }
+        None => request.text(request.uri_span),
+    };
+    match all().nth(route.own_routes).filter(|_| route.next_is_strict) {
+        Some(next) => {
+            edit.replace(request.uri_span, uri(next));
+            values::remove(edit, &next);
+            edit.insert(scan.headers_end(), &[b"Route: <", target, b">\r\n"]);
+        }
+        None => edit.replace(request.uri_span, target),
+    }
+}

@@ -1,0 +1,114 @@
+//! Responses: back along the Via path (RFC 3261 16.7, 16.11, 18.1.2).
+//!
+//! The topmost Via must be ours and its branch must carry our signature for the Via below, the Call-ID and the
+//! CSeq: then the request was forwarded here, and the response goes where that request came from. Everything else is
+//! dropped before a table is looked at.
+
+use std::net::SocketAddr;
+
+use super::outbox::Outbox;
+use super::{Message, State};
+use crate::base::span::Span;
+use crate::base::time::Instant;
+use crate::metrics::Reason;
+use crate::route::bindings::Lasting;
+use crate::route::cookie::BranchInput;
+use crate::route::decide::is_unicast;
+use crate::route::key::CallKey;
+use crate::route::snapshot::{ListenerIndex, Snapshot};
+use crate::sip::cseq::CSeq;
+use crate::sip::method::Method;
+use crate::sip::scan::{HeaderName, Scan};
+use crate::sip::via::{Rport, Via};
+
+/// A response that may be relayed.
+struct Relayed {
+    /// What goes: our Via value or its whole line.
+    own_via: Span,
+    ingress: ListenerIndex,
+    destination: SocketAddr,
+    method: Method,
+}
+
+impl State {
+    pub(super) fn handle_response(&mut self, message: &Message<'_>, status: u16, outbox: &mut Outbox) {
+        let Message { now, snapshot, rx, scan, key } = *message;
+        let relayed = match read_response(snapshot, rx.bytes, scan) {
+            Ok(relayed) => relayed,
+            Err(reason) => return self.counters.count_dropped(reason),
+        };
+        self.edit.clear();
+        self.edit.remove(relayed.own_via);
+        match self.edit.apply(rx.bytes, scan.message(), outbox.buffer()) {
+            Ok(len) => {
+                outbox.commit(len, relayed.ingress, relayed.destination);
+                self.counters.responses_forwarded += 1;
+                self.learn_from_response(now, key, relayed.method, status);
+            }
+            Err(_) => self.counters.count_dropped(Reason::EditFailed),
+        }
+    }
+
+    /// How long the binding must last now.
+    fn learn_from_response(&mut self, now: Instant, key: CallKey, method: Method, status: u16) {
+        let Some(binding) = self.bindings.get(key.0) else { return };
+        let lasting = match (method, status, binding.lasting) {
+            (Method::Invite | Method::Subscribe, 200..=299, _) => Lasting::Dialog,
+            (Method::Invite, 300.., Lasting::Early) => Lasting::Linger,
+            (Method::Bye, 200.., _) => Lasting::Linger,
+            (_, _, lasting) => lasting,
+        };
+        self.bindings.refresh(now, binding, lasting);
+    }
+}
+
+fn read_response(snapshot: &Snapshot, bytes: &[u8], scan: &Scan) -> Result<Relayed, Reason> {
+    let mut lines = scan.all(HeaderName::Via);
+    let top_line = lines.next().ok_or(Reason::MissingHeader)?;
+    let top = Via::decode(bytes, top_line.value).map_err(|_| Reason::MalformedVia)?;
+    if !is_our_via(snapshot, bytes, &top) {
+        return Err(Reason::ForeignVia);
+    }
+    let branch = top.branch.ok_or(Reason::BadBranch)?;
+    let (own_via, next) = match top.next {
+        Some(next) => (Span { start: top.value.start, end: next }, Span { start: next, end: top_line.value.end }),
+        None => (top_line.line, lines.next().ok_or(Reason::NoMoreVia)?.value),
+    };
+    let next = Via::decode(bytes, next).map_err(|_| Reason::UnusableVia)?;
+    let header = |name| scan.first(name).map(|h| h.value).ok_or(Reason::MissingHeader);
+    let cseq = CSeq::decode(bytes, header(HeaderName::CSeq)?).map_err(|_| Reason::MalformedCSeq)?;
+    let input = BranchInput {
+        branch: next.branch.map_or(&[], |b| b.of(bytes)),
+        host: next.host.of(bytes),
+        port: next.port_or_default(),
+        call_id: header(HeaderName::CallId)?.of(bytes),
+        cseq: cseq.number,
+    };
+    let ingress = snapshot.keys.decode_branch(branch.of(bytes), &input).ok_or(Reason::BadBranch)?;
+    let ingress = snapshot.listener_by_id(ingress).ok_or(Reason::NoListener)?;
+    let destination = response_address(bytes, &next).ok_or(Reason::UnusableVia)?;
+    let is_family_right = snapshot.listener(ingress).listen.address.is_ipv6() == destination.is_ipv6();
+    let is_ours = snapshot.listeners.iter().any(|l| l.listen.address == destination);
+    if !is_family_right || is_ours || !is_unicast(destination.ip()) || destination.port() == 0 {
+        return Err(Reason::UnusableVia);
+    }
+    Ok(Relayed { own_via, ingress, destination, method: Method::decode(cseq.method.of(bytes)) })
+}
+
+/// RFC 3261 18.1.2: sent-by must be what we would write.
+fn is_our_via(snapshot: &Snapshot, bytes: &[u8], via: &Via) -> bool {
+    via.ip(bytes).is_some_and(|ip| {
+        let address = SocketAddr::new(ip, via.port_or_default());
+        snapshot.listeners.iter().any(|l| l.listen.address == address)
+    })
+}
+
+/// RFC 3261 18.2.2 and RFC 3581 4, without `maddr`.
+fn response_address(bytes: &[u8], via: &Via) -> Option<SocketAddr> {
+    let ip = if via.received.is_some() { via.received_ip(bytes)? } else { via.ip(bytes)? };
+    let port = match via.rport {
+        Rport::Filled(port, _) => port,
+        Rport::Absent | Rport::Asked(_) => via.port_or_default(),
+    };
+    Some(SocketAddr::new(ip, port))
+}

@@ -1,0 +1,74 @@
+//! What is to be done with a message, before anything is done.
+//!
+//! A verdict is small, `Copy` and complete: the engine carries it out and `tandem explain` prints it.
+
+use std::net::SocketAddr;
+
+use crate::metrics::Reason;
+use crate::route::cookie::Cookie;
+use crate::route::snapshot::{BackendIndex, ListenerIndex};
+use crate::sip::reply::Status;
+
+/// The decision on a request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Verdict {
+    /// Send it on.
+    Forward(Forward),
+    /// Answer it here.
+    Answer(Status, Reason),
+    /// Let it go nowhere.
+    Drop(Reason),
+}
+
+/// How to send a request on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Forward {
+    /// Where to.
+    pub destination: SocketAddr,
+    /// From which listener.
+    pub egress: ListenerIndex,
+    /// The backend served, unless the request goes to a client.
+    pub backend: Option<BackendIndex>,
+    /// What decided.
+    pub why: Why,
+    /// What is done to Route headers and the Request-URI (RFC 3261 16.4, 16.6 item 6).
+    pub route: RouteEdit,
+    /// The token to record, when Tandem stays on the path.
+    pub record: Option<Cookie>,
+}
+
+/// What decided where a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// A token in a Route of ours.
+    Cookie,
+    /// The binding of its Call-ID.
+    Binding,
+    /// The pool's policy.
+    Selection,
+    /// The text of the request, which comes from a backend.
+    Text,
+}
+
+impl Why {
+    /// A word for `explain`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Why::Cookie => "cookie",
+            Why::Binding => "binding",
+            Why::Selection => "selection",
+            Why::Text => "text",
+        }
+    }
+}
+
+/// Changes to the route set and the Request-URI.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RouteEdit {
+    /// Values of Route that name us and go, counted from the top.
+    pub own_routes: usize,
+    /// A strict router before us put our URI into the Request-URI: the last Route value takes its place (16.4).
+    pub restores_request_uri: bool,
+    /// The next hop is a strict router: its URI becomes the Request-URI, which goes to the end of Route (16.6 item 6).
+    pub next_is_strict: bool,
+}
