@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use tandem::config::memory::{MAGLEV_ENTRIES, MAGLEV_ENTRY_BYTES};
 use tandem::config::{Problem, Surroundings, load, parse_in, render_reference};
 
 fn root() -> PathBuf {
@@ -22,10 +23,11 @@ fn assert_file_holds(path: &Path, text: &str) {
     assert_eq!(committed, text, "{} differs; RENDER=1 cargo test --test config", path.display());
 }
 
-fn check(text: &str) -> Result<usize, Vec<Problem>> {
+/// The number of warnings, or the errors, without a look at this machine.
+fn check(text: &str, file: &str) -> Result<usize, Vec<Problem>> {
     let surroundings =
         Surroundings { host_name: "edge7".to_owned(), read_secret: &|_| Err("there is no such file".to_owned()) };
-    parse_in(text, "t.toml", &surroundings).map(|loaded| loaded.warnings.len())
+    parse_in(text, file, &surroundings).map(|loaded| loaded.warnings.len())
 }
 
 #[test]
@@ -38,9 +40,7 @@ fn every_broken_file_gets_the_messages_beside_it() {
     for path in files {
         let text = fs::read_to_string(&path).unwrap();
         let name = format!("{}.toml", path.file_stem().unwrap().display());
-        let surroundings =
-            Surroundings { host_name: "edge7".to_owned(), read_secret: &|_| Err("there is no such file".to_owned()) };
-        let problems = parse_in(&text, &name, &surroundings).expect_err(&name);
+        let problems = check(&text, &name).expect_err(&name);
         let lines: String = problems.iter().map(|problem| format!("{problem}\n")).collect();
         assert_file_holds(&path.with_extension("expected"), &lines);
         for problem in problems {
@@ -66,6 +66,13 @@ fn shipped_example_parses_with_three_backends() {
 }
 
 #[test]
+fn memory_table_reckons_with_the_tables_that_are_built() {
+    // The configuration may not look at the layers above it, so it repeats their sizes; here is where they meet.
+    assert_eq!(MAGLEV_ENTRIES, tandem::route::select::maglev::SLOTS as u64);
+    assert_eq!(MAGLEV_ENTRY_BYTES, size_of::<u16>() as u64);
+}
+
+#[test]
 fn deep_nesting_and_long_lines_end_in_errors() {
     for text in [
         format!("a = {}{}", "[".repeat(100_000), "]".repeat(100_000)),
@@ -74,7 +81,7 @@ fn deep_nesting_and_long_lines_end_in_errors() {
         format!("{} = 1", "a".repeat(1 << 20)),
         format!("[[service]]\nname = \"{}\"", "x".repeat(1 << 20)),
     ] {
-        assert!(check(&text).is_err());
+        assert!(check(&text, "t.toml").is_err());
     }
 }
 
@@ -106,12 +113,12 @@ proptest! {
 
     #[test]
     fn arbitrary_text_never_panics(text in "(\\PC|\n){0,300}") {
-        prop_assert!(check(&text).is_err(), "there is no service in it");
+        prop_assert!(check(&text, "t.toml").is_err(), "there is no service in it");
     }
 
     #[test]
     fn mutated_file_is_accepted_or_refused_with_reasons(text in mutated()) {
-        if let Err(problems) = check(&text) {
+        if let Err(problems) = check(&text, "t.toml") {
             prop_assert!(!problems.is_empty());
             prop_assert!(problems.windows(2).all(|pair| pair[0].line <= pair[1].line));
             for problem in problems {

@@ -143,19 +143,24 @@ fn strip_transport(text: &str) -> Result<&str, Wrong> {
     if lower == Transport::Udp.scheme() {
         return Ok(rest);
     }
+    let remedy = |rest: &str| {
+        let guess = match rest.parse::<IpAddr>() {
+            Ok(ip) => format!("udp:{}", SocketAddr::new(ip, SIP_PORT)),
+            Err(_) => format!("udp:{rest}"),
+        };
+        match decode_listen(&guess) {
+            Ok(_) => format!("write {guess:?}"),
+            Err(_) => format!("write transport, IP address and port, such as \"udp:192.0.2.10:{SIP_PORT}\""),
+        }
+    };
     if OTHER_TRANSPORTS.contains(&lower.as_str()) {
         let what = format!("{text:?} asks for {lower}, but this version speaks udp only");
-        return Err(Wrong::new(what, format!("write \"udp:{rest}\"")));
+        return Err(Wrong::new(what, remedy(rest)));
     }
     if lower == "sip" || lower == "sips" {
-        let remedy = format!("write transport, IP address and port, such as \"udp:192.0.2.10:{SIP_PORT}\"");
-        return Err(Wrong::new(format!("{text:?} is a SIP URI, not an address"), remedy));
+        return Err(Wrong::new(format!("{text:?} is a SIP URI, not an address"), remedy(rest)));
     }
-    let with_port = match text.parse::<IpAddr>() {
-        Ok(ip) => SocketAddr::new(ip, SIP_PORT).to_string(),
-        Err(_) => text.to_owned(),
-    };
-    Err(Wrong::new(format!("{text:?} does not say which transport"), format!("write \"udp:{with_port}\"")))
+    Err(Wrong::new(format!("{text:?} does not say which transport"), remedy(text)))
 }
 
 /// A guess at what was meant by an IPv6 address without brackets: the last group is the port when it can be one.
@@ -237,7 +242,9 @@ mod tests {
             ("udp:sip.example.com:5060", "write its IP address, such as \"udp:192.0.2.10:5060\""),
             ("udp:192.0.2.256:5060", "write four numbers from 0 to 255, such as \"udp:192.0.2.10:5060\""),
             ("udp:[::ffff:192.0.2.10]:5060", "write \"udp:192.0.2.10:5060\""),
-            ("sip:192.0.2.10", "write transport, IP address and port, such as \"udp:192.0.2.10:5060\""),
+            ("sip:192.0.2.10", "write \"udp:192.0.2.10:5060\""),
+            ("sip:pbx@example.com", "write transport, IP address and port, such as \"udp:192.0.2.10:5060\""),
+            ("0.0.0.0:5060", "write transport, IP address and port, such as \"udp:192.0.2.10:5060\""),
             ("udp:0.0.0.0:5060", "list each address of this machine by itself, such as \"udp:192.0.2.10:5060\""),
             ("udp:[::]:5060", "list each address of this machine by itself, such as \"udp:[2001:db8::1]:5060\""),
             ("udp:239.1.2.3:5060", "write a unicast address, such as \"udp:192.0.2.10:5060\""),

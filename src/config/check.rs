@@ -1,7 +1,6 @@
 //! Checks across keys: what is right by itself and wrong together.
 //!
-//! Names and addresses are unique, no two share the hash that cookies carry ([`BackendId`], [`ListenerId`]), a
-//! service points at a pool that it can reach, no backend is Tandem itself. Each check looks at what the draft has
+//! Names and addresses are unique, no two share the hash that cookies carry, a service points at a pool that it can reach, no backend is Tandem itself. Each check looks at what the draft has
 //! and reports every offender, at its own line, naming the line of the other.
 //!
 //! Cost: each list is sorted or mapped once; nothing is quadratic in the number of backends.
@@ -16,8 +15,6 @@ use super::read::nearest;
 use super::units::{show_duration, show_size};
 use super::values::{Backend, Workers};
 use crate::base::id::BackendId;
-#[cfg(doc)]
-use crate::base::id::ListenerId;
 
 /// Everything that is wrong across the keys of a draft.
 pub(super) fn check(draft: &Draft, places: &Places) -> Vec<Problem> {
@@ -102,6 +99,10 @@ fn check_backends(draft: &Draft, places: &Places, problems: &mut Vec<Problem>) {
         let what = format!("{:?} is the address of the backend in line {line} too", show_address(transport, address));
         problems.push(places.problem(path, what, "write each backend once, in one pool"));
     });
+    if each().count() > keys::BACKENDS_TOTAL_MAX {
+        let what = format!("there are {} backends in all", each().count());
+        problems.push(places.problem("pool", what, format!("write at most {}", keys::BACKENDS_TOTAL_MAX)));
+    }
     let mut by_id: BTreeMap<BackendId, &str> = BTreeMap::new();
     for backend in each() {
         let Some(name) = &backend.name else { continue };

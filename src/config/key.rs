@@ -149,10 +149,11 @@ impl Accepts {
             Accepts::Seconds(min, max) => {
                 format!("a duration in whole seconds from {:?} to {:?}", show_duration(min), show_duration(max))
             }
+            Accepts::Words([]) => String::new(),
             Accepts::Words([word]) => format!("{word:?}"),
-            Accepts::Words(words) => {
-                let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
-                quoted.join(" or ")
+            Accepts::Words([first @ .., last]) => {
+                let first: Vec<String> = first.iter().map(|word| format!("{word:?}")).collect();
+                format!("{} or {last:?}", first.join(", "))
             }
             Accepts::Flag => "true or false".to_owned(),
             Accepts::Form(form) => form.to_owned(),

@@ -2,7 +2,7 @@
 //!
 //! The walk over the document takes from here which keys a section has, what stands for one that is not written, and
 //! which values it accepts; `config/reference.toml` is this table rendered. To add a key, add its block here and the
-//! field in [`values`](super::values); a test fails until the reference is rendered anew.
+//! field in `values.rs`; a test fails until the reference is rendered anew.
 //!
 //! Also here: how many services, listeners, pools and backends one file may have, so that everything that is built
 //! from a configuration is bounded before it is built.
@@ -28,6 +28,8 @@ pub const LISTENS_MAX: usize = 256;
 pub const POOLS_MAX: usize = 1_024;
 /// Backends in one pool; 16 entries of the Maglev table for each, on average.
 pub const BACKENDS_MAX: usize = 4_096;
+/// Backends in one file: their indices have 16 bits, and one value means none.
+pub const BACKENDS_TOTAL_MAX: usize = 65_534;
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -131,7 +133,7 @@ keys! {
     MESSAGE_BYTES_MAX: usize {
         Limits."message_bytes_max", default: Default::Literal("65507"),
         accepts: Accepts::Size(1_500, 65_507), unit: "", read: read::size,
-        doc: "The largest message accepted; 65507 is the largest UDP payload over IPv4. A larger one is dropped and \
+        doc: "The largest message accepted; 65507 is the largest UDP payload over IPv4. A larger one is refused and \
               counted.",
         cost: "",
     }

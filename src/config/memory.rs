@@ -76,20 +76,20 @@ impl Budget {
                 each("bindings", format!("{bindings} * {BINDING_BYTES} B"), binding_bytes, binding_bytes),
                 each(
                     "receive buffers",
-                    format!("{listens} listeners * {buffers} * 68KiB address space, 4KiB touched"),
+                    format!("listeners {listens} * {buffers} * 68KiB address space, 4KiB touched"),
                     product(&[listens, buffers, RECEIVE_BUFFER_BYTES]),
                     product(&[listens, buffers, PAGE_BYTES]),
                 ),
                 each(
                     "hand-off rings",
-                    format!("{workers} * {peers} rings * {}", show_size(ring)),
+                    format!("rings {workers} * {peers} * {}", show_size(ring)),
                     ring_bytes,
                     ring_bytes,
                 ),
                 each(
                     "socket buffers",
                     format!(
-                        "kernel: {listens} listeners * 2 directions * {SOCKET_BUFFER_FACTOR} * {}",
+                        "kernel: listeners {listens} * 2 directions * {SOCKET_BUFFER_FACTOR} * {}",
                         show_size(socket)
                     ),
                     socket_bytes,
@@ -98,7 +98,7 @@ impl Budget {
                 Term {
                     name: "Maglev tables",
                     formula: format!(
-                        "{pools} pools * {MAGLEV_ENTRIES} * {MAGLEV_ENTRY_BYTES} B * {SNAPSHOTS_LIVE} snapshots, shared"
+                        "pools {pools} * {MAGLEV_ENTRIES} * {MAGLEV_ENTRY_BYTES} B * {SNAPSHOTS_LIVE} snapshots, shared"
                     ),
                     per_worker: 0,
                     total: product(&[maglev_bytes, SNAPSHOTS_LIVE]),
@@ -165,7 +165,7 @@ mod tests {
         let loaded = super::super::parse(super::super::tests::REST, "t.toml").unwrap();
         let budget = Budget::of(&loaded.config, 4);
         let per_worker: Vec<u64> = budget.terms.iter().map(|term| term.per_worker).collect();
-        assert_eq!(per_worker, [262_144 * 64, 1_024 * 68 * 1_024, 3 << 20, 2 * 2 * 8 << 20, 0]);
+        assert_eq!(per_worker, [262_144 * 64, 1_024 * 68 * 1_024, 3 << 20, 32 << 20, 0]);
         let total: Vec<u64> = budget.terms.iter().map(|term| term.total).collect();
         assert_eq!(total, [64 << 20, 4 * 1_024 * 68 * 1_024, 12 << 20, 128 << 20, 2 * 2 * 65_537]);
         assert_eq!(budget.sum().0, per_worker.iter().sum::<u64>());

@@ -69,15 +69,17 @@ pub struct Surroundings<'a> {
 /// Everything that is wrong with it, in the order of the file: at least one problem.
 pub fn load(path: &Path) -> Result<Loaded, Vec<Problem>> {
     let file = path.display().to_string();
-    let whole = |what: String, remedy: &str| {
-        let (file, remedy) = (file.clone(), remedy.to_owned());
-        vec![Problem { file, line: 0, column: 0, key: String::new(), what, remedy }]
+    let problem = |place: Option<Place>, what: String, remedy: &str| {
+        let (line, column) = place.map_or((0, 0), |place| (place.line, place.column));
+        vec![Problem { file: file.clone(), line, column, key: String::new(), what, remedy: remedy.to_owned() }]
     };
     let bytes = read_bounded(path, FILE_BYTES_MAX)
-        .map_err(|reason| whole(format!("cannot be read: {reason}"), "give a readable file with -c"))?;
+        .map_err(|reason| problem(None, format!("cannot be read: {reason}"), "give a readable file with -c"))?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
-        let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
-        whole(format!("line {line} is not UTF-8 text"), "save the file as UTF-8")
+        let good = std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default();
+        let place = Lines::new(good).place(good.len());
+        let what = format!("byte {:#04x} at column {} is not UTF-8 text", bytes[good.len()], place.column);
+        problem(Some(place), what, "save the file as UTF-8")
     })?;
     parse(text, &file)
 }
@@ -106,15 +108,15 @@ pub fn parse(text: &str, file: &str) -> Result<Loaded, Vec<Problem>> {
 /// Everything that is wrong with it, in the order of the file: at least one problem.
 pub fn parse_in(text: &str, file: &str, surroundings: &Surroundings<'_>) -> Result<Loaded, Vec<Problem>> {
     let mut walk = walk::Walk::new(file, text);
-    let document = match DeTable::parse(text) {
-        Ok(document) => document,
-        Err(error) => {
-            let place = Lines::new(text).place(error.span().map_or(0, |span| span.start));
-            let what = format!("this is not TOML at column {}: {}", place.column, one_line(error.message()));
-            let remedy = "correct the line, or look it up in config/reference.toml";
-            return Err(vec![walk.places.problem_at(place, "", what, remedy)]);
-        }
-    };
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let start = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
+    // The parser reports in its own order, and what follows the first fault in the text is mostly its echo.
+    if let Some(error) = errors.iter().min_by_key(|error| start(error)) {
+        let place = Lines::new(text).place(start(error));
+        let what = format!("this is not TOML at column {}: {}", place.column, one_line(error.message()));
+        let remedy = "correct the line, or look it up in config/reference.toml";
+        return Err(vec![walk.places.problem_at(place, "", what, remedy)]);
+    }
     let draft = draft::Draft::read(&mut walk, document.get_ref(), surroundings);
     let walk::Walk { places, mut problems, .. } = walk;
     problems.extend(check::check(&draft, &places));

@@ -219,8 +219,8 @@ pub(super) fn secret(about: &About, value: &Written<'_>) -> Read<Secret> {
 pub(super) fn decode_secret(text: &str) -> Result<Secret, Wrong> {
     let text = text.trim();
     let remedy = "write 32 hexadecimal digits, such as `openssl rand -hex 16` prints";
-    if let Some(odd) = text.chars().find(|c| !c.is_ascii_hexdigit()) {
-        return Err(Wrong::new(format!("the secret has {odd:?}, which is not a hexadecimal digit"), remedy));
+    if let Some(odd) = text.chars().position(|c| !c.is_ascii_hexdigit()) {
+        return Err(Wrong::new(format!("character {} of the secret is not a hexadecimal digit", odd + 1), remedy));
     }
     if text.len() != 32 {
         return Err(Wrong::new(format!("the secret has {} digits", text.len()), remedy));

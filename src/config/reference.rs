@@ -41,7 +41,7 @@ fn render_key(text: &mut String, about: &About) {
     comment(text, about.doc);
     let mut accepts = format!("Accepts {}", about.accepts.describe());
     if !about.unit.is_empty() {
-        accepts.push_str(&format!(", in {}", about.unit));
+        accepts.push_str(&format!(" ({})", about.unit));
     }
     comment(text, &format!("{accepts}."));
     if !about.cost.is_empty() {

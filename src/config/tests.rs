@@ -207,4 +207,11 @@ fn file_that_cannot_be_read_is_one_problem() {
         "/nonexistent/tandem.toml: cannot be read: there is no such file; give a readable file with -c".to_owned();
     assert_eq!(problems.iter().map(Problem::to_string).collect::<Vec<_>>(), [expected]);
     assert!(load(Path::new("/dev/zero")).is_err());
+
+    let path = std::env::temp_dir().join(format!("tandem-latin1-{}.toml", std::process::id()));
+    std::fs::write(&path, b"[node]\nname = \"M\xfcnchen\"\n").unwrap();
+    let problems = load(&path).unwrap_err();
+    std::fs::remove_file(&path).unwrap();
+    let expected = format!("{}:2: byte 0xfc at column 10 is not UTF-8 text; save the file as UTF-8", path.display());
+    assert_eq!(problems.iter().map(Problem::to_string).collect::<Vec<_>>(), [expected]);
 }

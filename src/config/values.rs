@@ -5,7 +5,7 @@
 //! sizes carry no unit here because their types do (`Duration`, bytes as `usize`).
 //!
 //! A [`Config`] is made once at start and once per reload; nothing on the message path reads it. Its size is bounded
-//! by the counts in [`keys`](super::keys): at most `POOLS_MAX` times `BACKENDS_MAX` backends.
+//! by the counts in [`keys`](super::keys): at most `BACKENDS_TOTAL_MAX` backends.
 
 use std::net::SocketAddr;
 use std::time::Duration;
