@@ -201,6 +201,30 @@ fn one_wrong_value_does_not_hide_another() {
 }
 
 #[test]
+fn largest_pool_is_accepted_and_one_more_is_refused() {
+    let mut text = REST.to_owned();
+    for index in 2..keys::BACKENDS_MAX {
+        let address = format!("udp:127.1.{}.{}:5060", index / 256, index % 256);
+        text.push_str(&format!("[[pool.backend]]\nname = \"b{index}\"\naddress = \"{address}\"\n"));
+    }
+    let loaded = parse_in(&text, "t.toml", &surroundings()).unwrap();
+    assert_eq!(loaded.config.pools[0].backends.len(), keys::BACKENDS_MAX);
+    text.push_str("[[pool.backend]]\nname = \"last\"\naddress = \"udp:127.2.0.1:5060\"\n");
+    let expected = "t.toml:10: pool.pbx.backend: there are 4097 of [[pool.backend]]; write at most 4096";
+    assert_eq!(errors(&text), [expected]);
+}
+
+#[test]
+fn sections_may_be_inline_or_dotted() {
+    let text = "node.name = \"lb1\"\n\
+        service = [{ name = \"voice\", listen = [\"udp:[::1]:5060\"], pool = \"pbx\" }]\n\
+        pool = [{ name = \"pbx\", backend = [{ name = \"pbx1\", address = \"udp:[::1]:5071\", weight = 0x1_0000 }] }]\n";
+    let expected = "t.toml:3: pool.pbx.backend.pbx1.weight: 0x10000 is more than 65535; write a number from 0 to 65535";
+    assert_eq!(errors(text), [expected]);
+    assert!(parse_in(&text.replace("0x1_0000", "0xffff"), "t.toml", &surroundings()).is_ok());
+}
+
+#[test]
 fn file_that_cannot_be_read_is_one_problem() {
     let problems = load(Path::new("/nonexistent/tandem.toml")).unwrap_err();
     let expected =
