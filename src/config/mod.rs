@@ -3,205 +3,170 @@
 //! The file is TOML and strict: an unknown key, a wrong type, a value out of range, two things with one name are
 //! errors that say where and what to write instead. What is merely unwise is a warning, apart from errors. After
 //! [`load`] nothing downstream needs to check again.
+//!
+//! ```text
+//! text -> toml spans -> walk (key table) -> draft -> check (across keys) -> Config -> warn
+//!                         keys, key, read              places: key -> line
+//! ```
+//!
+//! All problems are collected, in the order of the file, not just the first. [`parse_in`] is a pure function of the
+//! text and of [`Surroundings`]; [`load`] and [`parse`] hand it this machine's.
 
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::io::Read;
+use std::path::Path;
 
-use crate::base::id::{BackendId, ListenerId, Transport};
+use toml::de::DeTable;
 
-/// The whole configuration of one node.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// `[node]`
-    pub node: Node,
-    /// `[limits]`
-    pub limits: Limits,
-    /// `[timers]`
-    pub timers: Timers,
-    /// `[[service]]`, at least one.
-    pub services: Vec<Service>,
-    /// `[[pool]]`, at least one.
-    pub pools: Vec<Pool>,
+mod address;
+mod check;
+mod draft;
+pub mod key;
+pub mod keys;
+pub mod memory;
+mod placement;
+mod problem;
+mod read;
+mod reference;
+pub mod units;
+mod values;
+mod walk;
+mod warn;
+
+pub use address::show_address;
+pub use placement::Placement;
+pub use problem::{Lines, Place, Places, Problem, Wrong};
+pub use reference::render_reference;
+pub use values::*;
+
+/// The largest configuration file, in bytes; 4,096 backends in ten lines each are a tenth of it.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+/// The largest file that may hold a secret, in bytes.
+const SECRET_FILE_BYTES_MAX: u64 = 4_096;
+
+/// A configuration without errors.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The typed values.
+    pub config: Config,
+    /// What is unwise in it, in the order of the file.
+    pub warnings: Vec<Problem>,
+    /// Where each key stands, for what is checked later.
+    pub places: Places,
 }
 
-/// `[node]`: who this process is and where it runs.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Node {
-    /// Name in logs and reports.
-    pub name: String,
-    /// Which cores forward messages.
-    pub workers: Workers,
-    /// The core of the control thread; `None` picks one: core 0 unless every core is a worker's, then shared.
-    pub control_core: Option<usize>,
-    /// The key under which branches and Record-Route cookies are signed. `None`: drawn at start, so dialogs
-    /// do not survive a restart and two nodes do not understand each other.
-    pub secret: Option<Secret>,
-    /// The secret before the last rotation; what it signed is still accepted.
-    pub secret_previous: Option<Secret>,
-    /// Host names by which phones and backends call this node in Route headers and Request-URIs; lower case.
-    pub names: Vec<String>,
-    /// How long an idle worker polls before it sleeps. Costs CPU, saves wake-up latency.
-    pub spin: Duration,
+/// What a configuration depends on besides its text.
+pub struct Surroundings<'a> {
+    /// The host name of the machine, the default of `node.name`; where it is no good name, `tandem` stands in.
+    pub host_name: String,
+    /// Reads the file that `secret_file` names, or says why it cannot.
+    pub read_secret: &'a dyn Fn(&Path) -> Result<String, String>,
 }
 
-/// Which cores run a worker.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Workers {
-    /// One per available core; on machines with more than two cores the control core is left out.
-    Auto,
-    /// That many, on the first cores that are not the control core (sharing it when there are too few).
-    Count(usize),
-    /// Exactly these cores.
-    Cores(Vec<usize>),
+/// Reads and checks a configuration file.
+///
+/// # Errors
+///
+/// Everything that is wrong with it, in the order of the file: at least one problem.
+pub fn load(path: &Path) -> Result<Loaded, Vec<Problem>> {
+    let file = path.display().to_string();
+    let problem = |place: Option<Place>, what: String, remedy: &str| {
+        let (line, column) = place.map_or((0, 0), |place| (place.line, place.column));
+        vec![Problem { file: file.clone(), line, column, key: String::new(), what, remedy: remedy.to_owned() }]
+    };
+    let bytes = read_bounded(path, FILE_BYTES_MAX)
+        .map_err(|reason| problem(None, format!("cannot be read: {reason}"), "give a readable file with -c"))?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| {
+        let good = std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default();
+        let place = Lines::new(good).place(good.len());
+        let what = format!("byte {:#04x} at column {} is not UTF-8 text", bytes[good.len()], place.column);
+        problem(Some(place), what, "save the file as UTF-8")
+    })?;
+    parse(text, &file)
 }
 
-/// A signing secret: 16 bytes, written as 32 hexadecimal digits.
-#[derive(Clone, PartialEq)]
-pub struct Secret(pub [u8; 16]);
+/// Checks the text of a configuration; `file` is its name in messages, and where relative paths start.
+///
+/// Reads the machine's host name, and the files that `secret_file` and `secret_previous_file` name.
+///
+/// # Errors
+///
+/// Everything that is wrong with it, in the order of the file: at least one problem.
+pub fn parse(text: &str, file: &str) -> Result<Loaded, Vec<Problem>> {
+    let directory = Path::new(file).parent().map(Path::to_owned).unwrap_or_default();
+    let host_name = read_bounded(Path::new("/proc/sys/kernel/hostname"), SECRET_FILE_BYTES_MAX).unwrap_or_default();
+    let surroundings = Surroundings {
+        host_name: String::from_utf8_lossy(&host_name).trim().to_owned(),
+        read_secret: &|path| read_secret(&directory.join(path)),
+    };
+    parse_in(text, file, &surroundings)
+}
 
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secret(..)")
+/// Checks the text of a configuration: a pure function of its arguments.
+///
+/// # Errors
+///
+/// Everything that is wrong with it, in the order of the file: at least one problem.
+pub fn parse_in(text: &str, file: &str, surroundings: &Surroundings<'_>) -> Result<Loaded, Vec<Problem>> {
+    let mut walk = walk::Walk::new(file, text);
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let start = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
+    // The parser reports in its own order, and what follows the first fault in the text is mostly its echo.
+    if let Some(error) = errors.iter().min_by_key(|error| start(error)) {
+        let place = Lines::new(text).place(start(error));
+        let what = format!("this is not TOML at column {}: {}", place.column, one_line(error.message()));
+        let remedy = "correct the line, or look it up in config/reference.toml";
+        return Err(vec![walk.places.problem_at(place, "", what, remedy)]);
     }
-}
-
-/// `[limits]`: every capacity. Nothing grows past these; a full table or ring is a verdict and a counter.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Limits {
-    /// Affinity bindings per worker; each costs at most 64 bytes.
-    pub bindings_max: usize,
-    /// The largest message accepted, in bytes; at most 65,507, the largest UDP payload over IPv4.
-    pub message_bytes_max: usize,
-    /// Header lines accepted in one message.
-    pub headers_max: usize,
-    /// Receive buffers per listener and worker; a power of two. Each reserves 68 KiB of address space and costs
-    /// memory for what was ever written into it (one page for an ordinary message).
-    pub receive_buffers: usize,
-    /// Bytes in each ring that hands messages from one worker to another; a power of two.
-    pub handoff_ring_bytes: usize,
-    /// SO_RCVBUF and SO_SNDBUF of each UDP socket, in bytes.
-    pub socket_buffer_bytes: usize,
-}
-
-/// `[timers]`: how long affinity is remembered.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Timers {
-    /// A binding whose INVITE has no final answer yet. More than Timer C (3 minutes, RFC 3261 16.6).
-    pub binding_early: Duration,
-    /// A binding of an established dialog, counted from its last message.
-    pub binding_dialog: Duration,
-    /// A binding after a final answer that made no dialog, or after BYE: 64*T1 (RFC 3261 16.11).
-    pub binding_linger: Duration,
-}
-
-/// `[[service]]`: a virtual service, the addresses that clients see.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Service {
-    /// Unique name.
-    pub name: String,
-    /// Addresses to listen on; unique over all services; never a wildcard address.
-    pub listen: Vec<Listen>,
-    /// Index into [`Config::pools`].
-    pub pool: usize,
-    /// Whether dialogs stay on Tandem (Record-Route, RFC 3261 16.6 item 4).
-    pub record_route: bool,
-}
-
-/// One listening address, written `udp:192.0.2.10:5060` or `udp:[2001:db8::1]:5060`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listen {
-    /// Transport.
-    pub transport: Transport,
-    /// Address and port.
-    pub address: SocketAddr,
-}
-
-impl Listen {
-    /// The id that branches and cookies carry.
-    pub fn id(&self) -> ListenerId {
-        ListenerId::from_address(self.transport, self.address)
+    let draft = draft::Draft::read(&mut walk, document.get_ref(), surroundings);
+    let walk::Walk { places, mut problems, .. } = walk;
+    problems.extend(check::check(&draft, &places));
+    if !problems.is_empty() {
+        sort(&mut problems);
+        return Err(problems);
     }
+    let paths: Vec<String> = draft.pools.iter().map(|pool| pool.path.clone()).collect();
+    let Some(config) = draft.finish() else {
+        let what = "a value is missing and was not reported, which is a fault of this program";
+        return Err(vec![places.problem("", what, "report it with this file")]);
+    };
+    let mut warnings = warn::warnings(&config, &paths, &places);
+    sort(&mut warnings);
+    Ok(Loaded { config, warnings, places })
 }
 
-/// `[[pool]]`: backends that can stand in for each other.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Pool {
-    /// Unique name.
-    pub name: String,
-    /// How new dialogs are spread.
-    pub policy: Policy,
-    /// Retry-After of the 503 that an empty pool answers with.
-    pub retry_after: Duration,
-    /// `[pool.health]`
-    pub health: Health,
-    /// `[[pool.backend]]`, at least one.
-    pub backends: Vec<Backend>,
+/// Puts problems in the order of the file.
+fn sort(problems: &mut [Problem]) {
+    problems.sort_by_key(|problem| (problem.line, problem.column));
 }
 
-/// How a pool spreads new dialogs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Policy {
-    /// Weighted Maglev over the service's key.
-    ConsistentHash,
+/// The message of the TOML parser in one line.
+fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// `[pool.health]`: how backends are watched.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Health {
-    /// What is sent.
-    pub probe: Probe,
-    /// Time between two probes of one backend.
-    pub interval: Duration,
-    /// Up to this much is added to or taken from each interval, so that probes do not march in step.
-    pub jitter: Duration,
-    /// How long an answer may take; shorter than `interval`.
-    pub timeout: Duration,
-    /// Good probes in a row that bring a backend back.
-    pub rise: u32,
-    /// Bad probes in a row that take a backend out.
-    pub fall: u32,
+/// The text of a secret's file, or why it cannot be had.
+fn read_secret(path: &Path) -> Result<String, String> {
+    String::from_utf8(read_bounded(path, SECRET_FILE_BYTES_MAX)?).map_err(|_| "it is not text".to_owned())
 }
 
-/// The kind of probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Probe {
-    /// None: the backend always counts as healthy.
-    None,
-    /// SIP OPTIONS; any final answer but 408, 500 to 504 and 6xx counts as alive... see `control::health`.
-    Options,
-}
-
-/// `[[pool.backend]]`: one SIP server.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Backend {
-    /// Name, unique over all pools: cookies carry its hash.
-    pub name: String,
-    /// Transport.
-    pub transport: Transport,
-    /// Address and port; unique over all pools.
-    pub address: SocketAddr,
-    /// Share of new dialogs relative to the others; 0 to 65,535; 0 takes no new dialogs and keeps its own.
-    pub weight: u32,
-    /// Tier: the lowest number with a healthy backend serves.
-    pub priority: u8,
-    /// What the operator wants of it.
-    pub admin: Admin,
-}
-
-impl Backend {
-    /// The id that cookies and bindings carry.
-    pub fn id(&self) -> BackendId {
-        BackendId::from_name(&self.name)
+/// Reads a regular file of at most `bytes_max`. Anything else could block for ever (a pipe) or never end (a device).
+fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
+    let plain = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => error.to_string(),
+    };
+    if !std::fs::metadata(path).map_err(plain)?.is_file() {
+        return Err("it is not a regular file".to_owned());
     }
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(plain)?;
+    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(plain)?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(format!("it has more than {bytes_max} bytes"));
+    }
+    Ok(bytes)
 }
 
-/// What the operator wants of a backend, whatever its health.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admin {
-    /// Takes new dialogs while healthy.
-    Enabled,
-    /// Keeps its dialogs, takes no new ones.
-    Drained,
-    /// Takes nothing; is not probed.
-    Disabled,
-}
+#[cfg(test)]
+mod tests;
