@@ -3,4 +3,5 @@
 //! Nothing here knows SIP. Every container takes its capacity at construction and never grows.
 
 pub mod id;
+pub mod prng;
 pub mod time;
