@@ -3,6 +3,7 @@
 //! Nothing here knows SIP. Every container takes its capacity at construction and never grows.
 
 pub mod id;
+pub mod prng;
 pub mod span;
 pub mod time;
 pub mod wheel;
