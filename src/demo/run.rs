@@ -221,7 +221,7 @@ impl<'a> Show<'a> {
             state: match (index != VICTIM || self.is_victim_up, is_healthy[index]) {
                 (true, true) => "up",
                 (true, false) => "up, still out",
-                (false, true) => "down, not noticed",
+                (false, true) => "down, unnoticed",
                 (false, false) => "down, out",
             },
         });
@@ -244,11 +244,11 @@ impl<'a> Show<'a> {
     fn phase(&self, now: Duration) -> String {
         let victim = self.backends[VICTIM].name;
         match self.outages.phase(now) {
-            _ if self.placing.is_some() => "finishing the calls in progress".to_owned(),
-            Phase::Steady(Some(next_in)) => format!("steady, {victim} goes down in {} s", next_in.as_secs() + 1),
+            _ if self.placing.is_some() => "finishing calls in progress".to_owned(),
+            Phase::Steady(Some(next_in)) => format!("steady, {victim} down in {} s", next_in.as_secs() + 1),
             Phase::Steady(None) => format!("steady, {victim} is back"),
             Phase::Down => format!("{victim} down, not noticed yet"),
-            Phase::Out => format!("{victim} out, others take its calls"),
+            Phase::Out => format!("{victim} out, the others serve"),
             Phase::Up => format!("{victim} up, not used again yet"),
         }
     }

@@ -25,7 +25,7 @@ pub(super) struct View {
     pub(super) elapsed: Duration,
     /// How long calls are placed; `None` until Ctrl-C.
     pub(super) total: Option<Duration>,
-    /// What is going on, in at most 32 characters.
+    /// What is going on, in at most 30 characters.
     pub(super) phase: String,
     /// One row a backend.
     pub(super) rows: Vec<Row>,
@@ -179,14 +179,14 @@ mod tests {
             expected_percent: 50.0,
             recent_percent: 100.0,
             calls: 10_000_000,
-            state: "down, not noticed",
+            state: "down, unnoticed",
         };
         let view = View {
             address,
             workers: 2,
             elapsed: Duration::from_secs(9_999),
             total: Some(Duration::from_secs(9_999)),
-            phase: "finishing the calls in progress".to_owned(),
+            phase: "demo2 down, not noticed yet".to_owned(),
             rows: vec![row("demo1"), row("demo2"), row("demo3")],
             calls_per_second: 5_000.0,
             completed: 10_000_000,

@@ -173,11 +173,10 @@ impl Summary {
             "  failed       {} outside the outage, {} inside it",
             self.calls_failed_outside_outage, self.calls_failed_inside_outage
         )?;
-        writeln!(
-            text,
-            "                 of those {} placed after detection",
-            self.calls_failed_placed_after_detection
-        )?;
+        if self.calls_failed_placed_after_detection > 0 {
+            let count = self.calls_failed_placed_after_detection;
+            writeln!(text, "                 {count} of these were placed after the probes noticed")?;
+        }
         for (reason, count) in &self.failures {
             writeln!(text, "                 {count} x {reason}")?;
         }
