@@ -12,6 +12,7 @@
 //! Cost: O(log backends) an input; a snapshot is built once a drain however many backends changed.
 
 pub mod diff;
+mod event;
 pub mod health;
 pub mod probe;
 mod watch;
@@ -28,11 +29,12 @@ use crate::base::prng::Prng;
 use crate::base::time::Instant;
 use crate::config::{Admin, Config};
 use crate::control::diff::{Diff, Refusal};
-use crate::control::health::{Reason, State, Transition};
+use crate::control::health::{State, Transition};
 use crate::control::probe::{Answer, ProbeKeys, encode_probe};
 use crate::control::watch::{Answered, Overdue, Watch};
 use crate::route::snapshot::{BackendStatus, Snapshot};
 
+pub use crate::control::event::{Counters, Event, SendError, UnknownBackend};
 pub use crate::control::watch::{BackendView, STALL};
 
 /// Backends that are new begin to be probed this far apart, or evenly over one interval if that is shorter.
@@ -40,68 +42,6 @@ const START_STEP: Duration = Duration::from_millis(5);
 
 /// Probes begun by one call; what is due beyond that (after a stall) follows [`START_STEP`] apart.
 const STARTS_MAX: usize = 32;
-
-/// What the shell has to do.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// Send these bytes; if that fails, say so with [`Control::handle_send_error`].
-    Probe {
-        /// Who is probed.
-        backend: BackendId,
-        /// Where to.
-        to: SocketAddr,
-        /// The request.
-        bytes: Vec<u8>,
-    },
-    /// Give this to every worker.
-    Publish(Arc<Snapshot>),
-    /// For the log.
-    BackendChanged {
-        /// Configured name.
-        name: String,
-        /// Before.
-        from: State,
-        /// After.
-        to: State,
-        /// What did it.
-        reason: Reason,
-    },
-}
-
-/// Why a probe was not sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SendError {
-    /// The network says there is no way to it: counts as a failed probe.
-    Unreachable,
-    /// Our own trouble, such as a full socket buffer or no socket: says nothing of the backend.
-    Local,
-}
-
-/// Counts since start; all saturate at `u64::MAX` in theory only.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Probes begun.
-    pub probes_sent: u64,
-    /// Probes that could not be sent by our own fault.
-    pub probes_unsent: u64,
-    /// Probes that got a second timeout since we were late.
-    pub probes_rearmed: u64,
-    /// Answers that ended a probe.
-    pub answers: u64,
-    /// Answers after their deadline.
-    pub answers_late: u64,
-    /// Results of probes begun before their backend changed.
-    pub results_stale: u64,
-    /// Answers to no probe of the backend they came from.
-    pub answers_unmatched: u64,
-    /// Datagrams that are no answer.
-    pub answers_malformed: u64,
-}
-
-/// No backend has this name.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no backend is named {0:?}")]
-pub struct UnknownBackend(pub String);
 
 /// The control core; see the module head.
 #[derive(Debug)]

@@ -11,29 +11,27 @@
 //! that the backends' access lists see the address they know; one socket a family.
 //!
 //! Nothing here is on the message path. The status behind a mutex is refreshed at most every 100 ms, and at once
-//! when a backend changes state. Bound: [`COMMANDS_MAX`] waiting commands; [`ANSWERS_PER_ROUND`] answers a round.
+//! when a backend changes state. Bound: `COMMANDS_MAX` waiting commands; [`ANSWERS_PER_ROUND`] answers a round.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc};
 
 use crate::base::id::BackendId;
 use crate::base::time::Instant;
-use crate::config::{Admin, Config};
+use crate::config::Config;
 use crate::control::diff::Diff;
 use crate::control::health::{Reason, State};
-use crate::control::{BackendView, Control, Counters, Event, SendError, UnknownBackend};
+use crate::control::{BackendView, Control, Event, SendError};
 use crate::route::snapshot::Snapshot;
-
-/// Commands that may wait; one more is refused.
-pub const COMMANDS_MAX: usize = 64;
+use crate::shell::control_handle::{COMMANDS_MAX, Command, Handle, Status};
+use crate::shell::probe_socket::{classify, open_socket, readable};
 
 /// Answers read from one socket before timers and commands get their turn again.
 pub const ANSWERS_PER_ROUND: usize = 256;
@@ -60,128 +58,6 @@ pub struct Options {
     pub load: Load,
     /// Called with each snapshot; the first time before [`spawn`] returns.
     pub publish: Publish,
-}
-
-/// What can be asked of the control thread.
-#[derive(Debug)]
-pub enum Command {
-    /// Load the configuration and apply what changed; answers with that, or with why the old one stays.
-    Reload(oneshot::Sender<Result<Diff, String>>),
-    /// Set what the operator wants of a backend; answers with what it was.
-    SetAdmin {
-        /// Configured name.
-        backend: String,
-        /// The new state.
-        admin: Admin,
-        /// Where to answer.
-        reply: oneshot::Sender<Result<Admin, UnknownBackend>>,
-    },
-    /// Tell the present state.
-    Status(oneshot::Sender<Status>),
-}
-
-/// The state of the control core.
-#[derive(Clone, Debug)]
-pub struct Status {
-    /// Of the last snapshot.
-    pub generation: u64,
-    /// In the order of the configuration.
-    pub backends: Vec<BackendView>,
-    /// Counts since start.
-    pub counters: Counters,
-}
-
-/// Why a command got no answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CommandError {
-    /// [`COMMANDS_MAX`] commands wait already.
-    #[error("the control thread is busy; try again")]
-    Busy,
-    /// The thread has ended.
-    #[error("the control thread is not running")]
-    Stopped,
-    /// The command was understood and refused.
-    #[error("{0}")]
-    Refused(String),
-}
-
-/// The running control thread. Dropping it ends the thread without waiting for it.
-#[derive(Debug)]
-pub struct Handle {
-    commands: mpsc::Sender<Command>,
-    stop: Arc<Notify>,
-    status: Arc<Mutex<Vec<BackendView>>>,
-    thread: JoinHandle<()>,
-}
-
-impl Handle {
-    /// Loads and applies the configuration anew, and waits for it. Not for use inside a tokio runtime.
-    ///
-    /// # Errors
-    ///
-    /// [`CommandError::Refused`] with the reason when the old configuration stays.
-    pub fn reload(&self) -> Result<Diff, CommandError> {
-        self.ask(Command::Reload)?.map_err(CommandError::Refused)
-    }
-
-    /// Sets the admin state of a backend; gives back what it was. Not for use inside a tokio runtime.
-    ///
-    /// # Errors
-    ///
-    /// [`CommandError::Refused`] when no backend has that name.
-    pub fn set_admin(&self, backend: &str, admin: Admin) -> Result<Admin, CommandError> {
-        let backend = backend.to_owned();
-        let answer = self.ask(|reply| Command::SetAdmin { backend, admin, reply })?;
-        answer.map_err(|unknown| CommandError::Refused(unknown.to_string()))
-    }
-
-    /// Asks for the exact present state. Not for use inside a tokio runtime.
-    ///
-    /// # Errors
-    ///
-    /// [`CommandError`] when there is nobody to answer.
-    pub fn ask_status(&self) -> Result<Status, CommandError> {
-        self.ask(Command::Status)
-    }
-
-    /// The state of all backends, at most 100 ms old. Cheap, from any thread.
-    pub fn status(&self) -> Vec<BackendView> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The place behind [`Handle::status`], for those who outlive the handle.
-    pub fn shared_status(&self) -> Arc<Mutex<Vec<BackendView>>> {
-        Arc::clone(&self.status)
-    }
-
-    /// For those who send commands themselves, such as an asynchronous server.
-    pub fn commands(&self) -> mpsc::Sender<Command> {
-        self.commands.clone()
-    }
-
-    /// Whether the thread still runs. It ends by itself only by a defect of ours.
-    pub fn is_running(&self) -> bool {
-        !self.thread.is_finished()
-    }
-
-    /// Ends the thread and waits for it.
-    ///
-    /// # Errors
-    ///
-    /// [`CommandError::Stopped`] when it had ended by a panic.
-    pub fn stop(self) -> Result<(), CommandError> {
-        self.stop.notify_one();
-        self.thread.join().map_err(|_| CommandError::Stopped)
-    }
-
-    fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, CommandError> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.try_send(command(reply)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => CommandError::Busy,
-            mpsc::error::TrySendError::Closed(_) => CommandError::Stopped,
-        })?;
-        answer.blocking_recv().map_err(|_| CommandError::Stopped)
-    }
 }
 
 /// Starts the control thread. When this returns, the first snapshot has been published and probing has begun.
@@ -264,12 +140,13 @@ impl ControlLoop {
                 () = readable(v6.as_ref()) => None,
                 () = sleep_until(self.origin, wake) => None,
             };
-            // Lets the runtime look at the sockets, so that an answer that is there is read before its timeout.
-            tokio::task::yield_now().await;
-            self.read_answers();
+            let woke_at = self.now();
             if let Some(command) = command {
                 self.handle_command(command).await;
             }
+            // Lets the runtime look at the sockets, so that an answer that is there is read before its timeout.
+            tokio::task::yield_now().await;
+            self.read_answers(woke_at);
             let now = self.now();
             if self.control.next_deadline().is_some_and(|at| at <= now) {
                 self.control.handle_timeout(now);
@@ -315,16 +192,15 @@ impl ControlLoop {
         result
     }
 
-    /// Reads what waits in the probe sockets.
-    fn read_answers(&mut self) {
-        let origin = self.origin;
+    /// Reads what waits in the probe sockets. It came at `woke_at` as far as we can tell: how long a command took
+    /// after that is not held against a backend.
+    fn read_answers(&mut self, woke_at: Instant) {
         for socket in self.sockets.iter().flatten() {
             for _ in 0..ANSWERS_PER_ROUND {
                 match socket.try_recv_from(&mut self.buffer) {
                     Ok((length, source)) => {
-                        let received_at = since(origin);
-                        self.control.handle_answer(received_at, source, &self.buffer[..length]);
-                        self.refresh_at.get_or_insert(received_at + REFRESH);
+                        self.control.handle_answer(woke_at, source, &self.buffer[..length]);
+                        self.refresh_at.get_or_insert(woke_at + REFRESH);
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) => tracing::debug!(%error, "probe socket"),
@@ -409,39 +285,7 @@ impl ControlLoop {
     }
 
     fn now(&self) -> Instant {
-        since(self.origin)
-    }
-}
-
-/// The socket for one family, and the address that its probes name as theirs.
-async fn open_socket(family: usize, ours: Option<IpAddr>, buffer: usize) -> io::Result<(UdpSocket, SocketAddr)> {
-    let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)][family];
-    let ip = ours.unwrap_or(any);
-    let socket = match std::net::UdpSocket::bind((ip, 0)) {
-        Err(error) if ip != any => {
-            tracing::warn!(%ip, %error, "cannot probe from the listener's address; the system picks one");
-            std::net::UdpSocket::bind((any, 0))?
-        }
-        result => result?,
-    };
-    socket.set_nonblocking(true)?;
-    if let Err(error) = socket2::SockRef::from(&socket).set_recv_buffer_size(buffer) {
-        tracing::debug!(%error, "receive buffer of the probe socket");
-    }
-    let port = socket.local_addr()?.port();
-    let socket = UdpSocket::from_std(socket)?;
-    // The runtime has to have seen the socket writable once before `try_send_to` tries.
-    socket.writable().await?;
-    Ok((socket, SocketAddr::new(ip, port)))
-}
-
-/// Whose fault it is that a probe was not sent. Where the network or a filter says no, calls fare no better.
-fn classify(error: &io::Error) -> SendError {
-    use io::ErrorKind as Kind;
-    match error.kind() {
-        Kind::NetworkUnreachable | Kind::HostUnreachable | Kind::NetworkDown => SendError::Unreachable,
-        Kind::ConnectionRefused | Kind::PermissionDenied | Kind::InvalidInput => SendError::Unreachable,
-        _ => SendError::Local,
+        Instant(u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 }
 
@@ -450,18 +294,6 @@ fn log_change(name: &str, from: State, to: State, reason: Reason) {
         (_, State::Down) => tracing::warn!(backend = name, "backend taken out: {reason}"),
         (State::Down, _) => tracing::info!(backend = name, "backend brought back: {reason}"),
         _ => tracing::info!(backend = name, "backend answers: {reason}"),
-    }
-}
-
-fn since(origin: std::time::Instant) -> Instant {
-    Instant(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
-}
-
-async fn readable(socket: Option<&UdpSocket>) {
-    match socket {
-        // An error shows again when the socket is read.
-        Some(socket) => drop(socket.readable().await),
-        None => std::future::pending().await,
     }
 }
 

@@ -1,11 +1,14 @@
 //! The control thread against a real SIP responder on loopback.
 
-use std::net::UdpSocket;
+use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Instant as Clock;
 
 use super::*;
+use crate::config::Admin;
 use crate::control::health::Outcome;
+use crate::shell::control_handle::CommandError;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -19,6 +22,11 @@ struct Responder {
 
 impl Responder {
     fn start(ip: IpAddr) -> Self {
+        Self::start_slow(ip, Duration::ZERO)
+    }
+
+    /// One that takes `delay` for each answer.
+    fn start_slow(ip: IpAddr, delay: Duration) -> Self {
         let socket = UdpSocket::bind((ip, 0)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let address = socket.local_addr().unwrap();
@@ -31,6 +39,7 @@ impl Responder {
                 let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
                 let request = str::from_utf8(&buffer[..length]).unwrap();
                 if !muted.load(Ordering::Relaxed) {
+                    pause(delay);
                     let answer = format!("SIP/2.0 200 OK\r\n{}", request.split_once("\r\n").unwrap().1);
                     socket.send_to(answer.as_bytes(), from).unwrap();
                 }
@@ -72,13 +81,20 @@ fn start(config: Config, load: Load) -> (Handle, Arc<Mutex<Vec<Arc<Snapshot>>>>)
     (spawn(options).unwrap(), published)
 }
 
-fn wait(what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
+fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
     let begin = Clock::now();
     while !is_so() {
         assert!(begin.elapsed() < PATIENCE, "waited too long until {what}");
-        std::thread::park_timeout(Duration::from_millis(5));
+        pause(Duration::from_millis(5));
     }
-    begin.elapsed()
+}
+
+/// Holds up this thread alone.
+fn pause(duration: Duration) {
+    let begin = Clock::now();
+    while begin.elapsed() < duration {
+        std::thread::park_timeout(duration);
+    }
 }
 
 #[test]
@@ -146,5 +162,28 @@ fn reload_applies_or_refuses_and_admin_stays() {
     let commands = handle.commands();
     handle.stop().unwrap();
     assert!(commands.is_closed());
+    responder.stop();
+}
+
+#[test]
+fn slow_reload_does_not_look_like_dead_backends() {
+    let responder = Responder::start_slow("127.0.0.1".parse().unwrap(), Duration::from_millis(40));
+    let mut config = config(&[responder.address]);
+    config.pools[0].health.fall = 1;
+    let same = config.clone();
+    let load = Box::new(move || {
+        pause(Duration::from_millis(160));
+        Ok(same.clone())
+    });
+    let (handle, published) = start(config, load);
+    wait("it answers", || handle.status()[0].state == State::Up);
+    for i in 0..15 {
+        pause(Duration::from_millis(7 * i));
+        handle.reload().unwrap();
+    }
+    wait("later probes are good", || handle.ask_status().unwrap().backends[0].probes_ok > 5);
+    assert_eq!(handle.ask_status().unwrap().backends[0].probes_failed, 0);
+    assert_eq!(published.lock().unwrap().len(), 1);
+    handle.stop().unwrap();
     responder.stop();
 }

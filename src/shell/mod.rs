@@ -1,7 +1,9 @@
 //! The thin shell: sockets, clocks, threads and executors around the pure core.
 
+pub mod control_handle;
 pub mod control_loop;
 pub mod handover;
 pub mod node;
+mod probe_socket;
 mod sys;
-mod worker_loop;
+pub mod worker_loop;
