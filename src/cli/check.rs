@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use crate::config::memory::Budget;
 use crate::config::{Config, Placement, load};
+use crate::shell::node::available_cores;
 
 /// Checks a file, prints to standard output, and returns the exit code. With `limits`, the memory table too.
 pub fn run(path: &Path, limits: bool) -> ExitCode {
@@ -17,14 +18,6 @@ pub fn run(path: &Path, limits: bool) -> ExitCode {
         // Nobody reads what could not be written; the verdict is lost with it.
         Ok(false) | Err(_) => ExitCode::FAILURE,
     }
-}
-
-/// The cores that this process may use, in ascending order; core 0 when the machine will not say.
-pub fn available_cores() -> Vec<usize> {
-    let mut cores: Vec<usize> =
-        core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
-    cores.sort_unstable();
-    if cores.is_empty() { vec![0] } else { cores }
 }
 
 /// Writes what there is to say about a file; `true` when it has no error.

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::config::{Backend, Config, Limits, Listen, Pool, Service, Timers};
+use crate::config::{Backend, Config, Limits, Listen, Pool, Service};
 
 /// One change between two configurations.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,10 +154,6 @@ fn collect_fixed(old: &Config, new: &Config, fixed: &mut Changes) {
     fixed.key("[limits]", "receive_buffers", receive_buffers, &b.receive_buffers);
     fixed.key("[limits]", "handoff_ring_bytes", handoff_ring_bytes, &b.handoff_ring_bytes);
     fixed.key("[limits]", "socket_buffer_bytes", socket_buffer_bytes, &b.socket_buffer_bytes);
-    let Timers { binding_early, binding_dialog, binding_linger } = &old.timers;
-    fixed.key("[timers]", "binding_early", binding_early, &new.timers.binding_early);
-    fixed.key("[timers]", "binding_dialog", binding_dialog, &new.timers.binding_dialog);
-    fixed.key("[timers]", "binding_linger", binding_linger, &new.timers.binding_linger);
     // Workers know their sockets by position, so the order counts too.
     fixed.key("[[service]]", "listen", &Listens::of(old), &Listens::of(new));
 }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use crate::base::id::BackendId;
 use crate::base::time::Instant;
 use crate::metrics::{Counters, Reason};
-use crate::route::bindings::{Bindings, Lifetimes};
+use crate::route::bindings::Bindings;
 use crate::route::key::{CallHasher, CallKey};
 use crate::route::snapshot::{ListenerIndex, Snapshot};
 use crate::sip::edit::Edit;
@@ -108,16 +108,10 @@ struct State {
 
 impl Engine {
     /// An engine for worker number `worker`. All workers of a process share `hasher`.
-    pub fn new(
-        worker: u16,
-        snapshot: Arc<Snapshot>,
-        hasher: CallHasher,
-        capacity: Capacity,
-        lifetimes: Lifetimes,
-    ) -> Self {
+    pub fn new(worker: u16, snapshot: Arc<Snapshot>, hasher: CallHasher, capacity: Capacity) -> Self {
         let backends = snapshot.backends.iter().map(|b| (b.id, BackendCounters::default())).collect();
         let state = State {
-            bindings: Bindings::with_capacity(capacity.bindings, lifetimes),
+            bindings: Bindings::with_capacity(capacity.bindings, snapshot.lifetimes),
             edit: Edit::default(),
             counters: Counters::default(),
             backends,

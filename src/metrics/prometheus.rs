@@ -29,7 +29,7 @@ pub fn render(workers: &[Counters]) -> String {
     let mut text = String::new();
     for (name, help, value) in FIELDS {
         let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
-        let _ = writeln!(text, "# HELP tandem_{name} {help}\n# TYPE tandem_{name} {kind}");
+        render_head(&mut text, name, help, kind);
         for (worker, counters) in workers.iter().enumerate() {
             let _ = writeln!(text, "tandem_{name}{{worker=\"{worker}\"}} {}", value(counters));
         }
@@ -39,8 +39,24 @@ pub fn render(workers: &[Counters]) -> String {
     text
 }
 
+/// The two lines that precede the samples of a metric.
+pub fn render_head(text: &mut String, name: &str, help: &str, kind: &str) {
+    let _ = writeln!(text, "# HELP tandem_{name} {help}\n# TYPE tandem_{name} {kind}");
+}
+
+/// One sample of a backend.
+pub fn render_backend(text: &mut String, name: &str, worker: u16, backend: &str, value: u64) {
+    let backend = backend.replace('\\', "\\\\").replace('"', "\\\"");
+    let _ = writeln!(text, "tandem_{name}{{worker=\"{worker}\",backend=\"{backend}\"}} {value}");
+}
+
+/// One quantile of a summary.
+pub fn render_quantile(text: &mut String, name: &str, worker: u16, quantile: f64, value: f64) {
+    let _ = writeln!(text, "tandem_{name}{{worker=\"{worker}\",quantile=\"{quantile}\"}} {value}");
+}
+
 fn render_reasons(text: &mut String, name: &str, help: &str, workers: &[Counters], pick: fn(&Counters) -> &[u64]) {
-    let _ = writeln!(text, "# HELP tandem_{name} {help}\n# TYPE tandem_{name} counter");
+    render_head(text, name, help, "counter");
     for (worker, counters) in workers.iter().enumerate() {
         for (reason, count) in Reason::ALL.iter().zip(pick(counters)).filter(|(_, n)| **n > 0) {
             let _ = writeln!(text, "tandem_{name}{{worker=\"{worker}\",reason=\"{}\"}} {count}", reason.label());

@@ -9,13 +9,15 @@ use std::hash::Hasher;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
+use crate::config::Secret;
 use crate::route::cookie::Keys;
 use crate::route::request::Request;
 use crate::sip::method::Method;
 use crate::sip::scan::{HeaderName, Scan};
 use crate::sip::uri::Uri;
 
-/// The keyed hash that places Call-IDs on workers and into tables; the seed is the process's own, drawn at start, so
+/// The keyed hash that places Call-IDs on workers and into tables; the seed comes from the
+/// node's secret, so
 /// that nobody outside can aim at one worker or one bucket.
 #[derive(Clone, Copy, Debug)]
 pub struct CallHasher {
@@ -27,9 +29,13 @@ pub struct CallHasher {
 pub struct CallKey(pub u128);
 
 impl CallHasher {
-    /// From a seed; all workers of a process share it.
-    pub fn new(seed: [u8; 16]) -> Self {
-        CallHasher { hasher: SipHasher13::new_with_key(&seed) }
+    /// From the secret of the process's start; all workers share it and keep it through rotations, since what it
+    /// placed must be found again.
+    pub fn new(secret: &Secret) -> Self {
+        let mut hasher = SipHasher13::new_with_key(&secret.0);
+        hasher.write(b"call");
+        let seed = hasher.finish128();
+        CallHasher { hasher: SipHasher13::new_with_keys(seed.h1, seed.h2) }
     }
 
     /// The key of a Call-ID.

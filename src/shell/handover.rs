@@ -179,7 +179,8 @@ mod tests {
             let mut is_same = false;
             giver.give(&rx)
                 && taker.take(|out| {
-                    is_same = out.bytes == bytes && out.source == source && out.listener == rx.listener && out.is_taken_over;
+                    is_same =
+                        out.bytes == bytes && out.source == source && out.listener == rx.listener && out.is_taken_over;
                 })
                 && is_same
                 && taker.is_empty()

@@ -5,5 +5,5 @@ pub mod control_loop;
 pub mod handover;
 pub mod node;
 mod probe_socket;
-mod sys;
+pub mod sys;
 pub mod worker_loop;

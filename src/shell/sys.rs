@@ -227,10 +227,7 @@ impl UdpRing {
     /// # Errors
     ///
     /// As `io_uring_enter(2)`.
-    pub fn send_batch<'a>(
-        &mut self,
-        datagrams: impl Iterator<Item = (usize, SocketAddr, &'a [u8])>,
-    ) -> io::Result<()> {
+    pub fn send_batch<'a>(&mut self, datagrams: impl Iterator<Item = (usize, SocketAddr, &'a [u8])>) -> io::Result<()> {
         let mut queued = 0;
         for (socket, destination, bytes) in datagrams {
             if queued == SENDS_MAX {
@@ -435,9 +432,7 @@ fn socket_drops(fd: RawFd) -> u32 {
     let mut info = [0u32; 9];
     let mut len = size_of::<[u32; 9]>() as u32;
     // SAFETY: the buffer has the length that is told.
-    let result = unsafe {
-        libc::getsockopt(fd, libc::SOL_SOCKET, SO_MEMINFO, info.as_mut_ptr().cast(), &raw mut len)
-    };
+    let result = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, SO_MEMINFO, info.as_mut_ptr().cast(), &raw mut len) };
     if result == 0 { info[DROPS] } else { 0 }
 }
 

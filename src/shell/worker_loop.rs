@@ -66,6 +66,8 @@ pub struct Report {
 pub struct Setup {
     /// Its number.
     pub worker: u16,
+    /// Dropped when the worker ends, which the node notices.
+    pub alive: Sender<()>,
     /// The start of the process's time.
     pub epoch: Clock,
     /// Its engine.
@@ -143,9 +145,12 @@ impl Worker {
         let Setup { engine, givers, takers, .. } = setup;
         let mut taken = 0;
         for taker in takers {
-            while taken < BATCH && outbox.has_room() && taker.take(|rx| {
-                engine.handle(now, rx, outbox);
-            }) {
+            while taken < BATCH
+                && outbox.has_room()
+                && taker.take(|rx| {
+                    engine.handle(now, rx, outbox);
+                })
+            {
                 taken += 1;
             }
         }
