@@ -21,7 +21,7 @@ struct Arguments {
     #[arg(long, conflicts_with = "window")]
     rate: Option<f64>,
     /// Closed loop: calls always in progress.
-    #[arg(long, default_value_t = 48)]
+    #[arg(long, default_value_t = 64)]
     window: usize,
     /// Length of the measuring window in seconds.
     #[arg(long, default_value_t = 5.0)]
@@ -59,6 +59,9 @@ struct Arguments {
     /// Pin the generator to this core.
     #[arg(long)]
     core: Option<usize>,
+    /// Never sleep, so that the proxy never pays for waking the generator.
+    #[arg(long)]
+    spin: bool,
     /// Print one JSON object instead of lines for people.
     #[arg(long)]
     json: bool,
@@ -99,6 +102,7 @@ impl Arguments {
             timeout: Duration::from_millis(self.timeout),
             t1: self.retransmit.map(Duration::from_millis),
             concurrency_max: self.concurrency,
+            is_spinning: self.spin,
         })
     }
 }

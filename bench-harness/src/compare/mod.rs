@@ -36,11 +36,14 @@ pub struct Arguments {
     #[arg(long, default_value_t = 1.0)]
     warmup: f64,
     /// Closed loop: calls always in progress.
-    #[arg(long, default_value_t = 48)]
+    #[arg(long, default_value_t = 64)]
     window: usize,
     /// Open loop instead: calls started per second.
     #[arg(long, conflicts_with = "window")]
     rate: Option<f64>,
+    /// Let the generator sleep when it has nothing to do, at the cost of the proxy that wakes it.
+    #[arg(long)]
+    sleep: bool,
     /// Relative weights of what is sent.
     #[arg(long, default_value = "invite=1,register=0,options=0")]
     mix: Mix,
@@ -155,6 +158,7 @@ fn measure(arguments: &Arguments, bench: &Bench, arm: Arm, round: usize) -> Resu
         timeout: Duration::from_secs(2),
         t1: None,
         concurrency_max: 0,
+        is_spinning: !arguments.sleep,
     };
     let (mut edges, clock) = (Vec::with_capacity(2), std::time::Instant::now());
     let report = generator::run(&options, |edge| {
