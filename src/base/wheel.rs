@@ -120,9 +120,9 @@ mod tests {
         wheel.schedule(0, 5);
         wheel.schedule(1, 5 + SLOTS as u32);
         wheel.schedule(2, 5);
-        assert_eq!(drain(&mut wheel, 4), []);
+        assert!(drain(&mut wheel, 4).is_empty());
         assert_eq!(drain(&mut wheel, 5), [0, 2]);
-        assert_eq!(drain(&mut wheel, SLOTS as u32), []);
+        assert!(drain(&mut wheel, SLOTS as u32).is_empty());
         assert_eq!(drain(&mut wheel, SLOTS as u32 + 5), [1]);
     }
 

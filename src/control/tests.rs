@@ -30,7 +30,7 @@ pub(crate) fn config(backends: usize) -> Config {
             name: "lb1".into(),
             workers: Workers::Auto,
             control_core: None,
-            secret: None,
+            secret: Some(crate::config::Secret([7; 16])),
             secret_previous: None,
             names: Vec::new(),
             spin: Duration::ZERO,

@@ -34,6 +34,10 @@ const COMMANDS_MAX: usize = 64;
 /// How long a report is waited for.
 const REPORT_MAX: Duration = Duration::from_millis(500);
 
+/// A worker is one future that never yields, since glommio 0.9.0 goes to sleep on a task that can run when its preempt
+/// timer fires before the task does (`run_one_task_queue` breaks off, and `run` takes that for idleness).
+const PREEMPT_NEVER: Duration = Duration::from_secs(365 * 86_400);
+
 /// glommio's own rings: we do no file I/O with them, so the least it takes.
 const IO_MEMORY: usize = 64 << 10;
 
@@ -335,14 +339,14 @@ fn start_worker(
     let thread = LocalExecutorBuilder::new(CpuPlacement::Fixed(core))
         .name(&name)
         .io_memory(IO_MEMORY)
-        .preempt_timer(Duration::from_millis(1))
+        .preempt_timer(PREEMPT_NEVER)
         .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
         .spawn(move || async move {
-            match UdpRing::new(sockets, buffers, TICK) {
+            match UdpRing::new(sockets, buffers, TICK, setup.doorbell.waker().clone()) {
                 Ok(ring) => {
                     let worker = Worker::new(setup, ring)?;
                     drop(ready.send(Ok(())));
-                    worker.run().await
+                    worker.run()
                 }
                 Err(error) => {
                     drop(ready.send(Err(error)));

@@ -1,4 +1,4 @@
-//! The kernel interface of a worker: UDP through a raw io_uring, an eventfd to be woken by, socket counters.
+//! The kernel interface of a worker: UDP through a raw io_uring, an eventfd that ends its sleep, socket counters.
 //!
 //! Read `io_uring_prep_recvmsg_multishot(3)` and `io_uring_register_buf_ring(3)` first. This is the one file with
 //! `unsafe`; what it offers outside is safe.
@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use io_uring::types::{BufRingEntry, Fixed, RecvMsgOut, Timespec};
+use io_uring::types::{BufRingEntry, Fd, Fixed, RecvMsgOut, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 /// Address space of one buffer: the header and name that precede a datagram, the largest datagram, and an odd page
@@ -37,8 +37,10 @@ pub const BUFFER_BYTES: usize = 17 * 4096;
 /// Datagrams sent by one system call.
 pub const SENDS_MAX: usize = 256;
 
+// What is no socket number.
 const TICK: u64 = u64::MAX;
 const SEND: u64 = u64::MAX - 1;
+const WAKE: u64 = u64::MAX - 2;
 
 /// An eventfd: anybody wakes, one sleeps.
 #[derive(Clone, Debug)]
@@ -63,22 +65,6 @@ impl Waker {
         // SAFETY: eight readable bytes. The call fails only when the counter would overflow: it is awake then.
         unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
-
-    /// A second descriptor of the same eventfd, for an executor that closes what it is given.
-    ///
-    /// # Errors
-    ///
-    /// When the process is out of file descriptors.
-    pub fn duplicate(&self) -> io::Result<RawFd> {
-        // SAFETY: no pointers; the result is checked.
-        check(unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) })
-    }
-}
-
-/// Takes a duplicated eventfd into glommio's reactor, to be slept on.
-pub fn into_buffered_file(fd: RawFd) -> glommio::io::BufferedFile {
-    // SAFETY: `fd` comes from `Waker::duplicate` and belongs to the caller alone, who gives it away here.
-    unsafe { glommio::io::BufferedFile::from_raw_fd(fd) }
 }
 
 /// What a [`UdpRing::poll`] saw.
@@ -103,18 +89,21 @@ pub struct UdpRing {
     /// Read by every multishot receive for as long as it is armed, hence its fixed place.
     receive_header: Box<libc::msghdr>,
     tick: Box<Timespec>,
+    waker: Waker,
+    /// Where the pending read of the waker puts its count.
+    wakes: Box<[u8; 8]>,
     addresses: Box<[libc::sockaddr_storage]>,
 }
 
 impl UdpRing {
     /// Takes the sockets and arms a receive on each, with `buffers` (a power of two) buffers. Must be called on the
-    /// thread that will use it. A tick completes every `tick`.
+    /// thread that will use it. A tick completes every `tick`; `waker` ends a sleep.
     ///
     /// # Errors
     ///
     /// When io_uring is not to be had (kernel before 6.1, `kernel.io_uring_disabled`, a container's seccomp filter) or
     /// memory is short.
-    pub fn new(sockets: Vec<UdpSocket>, buffers: usize, tick: Duration) -> io::Result<Self> {
+    pub fn new(sockets: Vec<UdpSocket>, buffers: usize, tick: Duration, waker: Waker) -> io::Result<Self> {
         let completions = (sockets.len() * buffers * 2).next_power_of_two().clamp(1024, 65_536);
         let ring = IoUring::builder()
             .setup_single_issuer()
@@ -133,38 +122,27 @@ impl UdpRing {
         let tick = Box::new(Timespec::new().sec(tick.as_secs()).nsec(tick.subsec_nanos()));
         // SAFETY: all zeroes is a valid sockaddr_storage (AF_UNSPEC).
         let addresses = vec![unsafe { zeroed() }; SENDS_MAX].into();
-        let mut this = UdpRing { ring, sockets, groups, receive_header, tick, addresses };
+        let wakes = Box::new([0; 8]);
+        let mut this = UdpRing { ring, sockets, groups, receive_header, tick, waker, wakes, addresses };
         for socket in 0..this.sockets.len() {
             this.arm_receive(socket)?;
         }
         this.arm_tick()?;
+        this.arm_waker()?;
         this.ring.submit()?;
         Ok(this)
     }
 
-    /// Lets every completion write to `waker` as well, so that a sleeper there notices datagrams.
-    ///
-    /// # Errors
-    ///
-    /// As `io_uring_register_eventfd(3)`.
-    pub fn register_waker(&self, waker: &Waker) -> io::Result<()> {
-        self.ring.submitter().register_eventfd(waker.0.as_raw_fd())
-    }
-
-    /// Turns the writes to the waker on or off; they cost, and only a sleeper needs them.
-    pub fn set_waking(&mut self, is_on: bool) {
-        let completions = self.ring.completion();
-        if is_on { completions.enable_eventfd() } else { completions.disable_eventfd() }
-    }
-
-    /// Is there nothing to poll for now? Runs the kernel's deferred work first.
+    /// Sleeps until there is something to poll for: a datagram, a tick, or a call of [`Waker::wake`].
     ///
     /// # Errors
     ///
     /// As `io_uring_enter(2)`.
-    pub fn is_idle(&mut self) -> io::Result<bool> {
-        self.enter()?;
-        Ok(self.ring.completion().is_empty())
+    pub fn sleep(&mut self) -> io::Result<()> {
+        match self.ring.submit_and_wait(1) {
+            Err(error) if !is_passing(&error) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Gives the datagrams that have come to `take`, at most `datagrams_max` of them, until it says `false`.
@@ -182,12 +160,14 @@ impl UdpRing {
             self.enter()?;
         }
         let mut rearm = 0u64;
+        let mut has_woken = false;
         let mut completions = self.ring.completion();
         let mut goes_on = true;
         while goes_on && polled.datagrams < datagrams_max {
             let Some(completion) = completions.next() else { break };
             match completion.user_data() {
                 TICK => polled.has_ticked = true,
+                WAKE => has_woken = true,
                 SEND => polled.sends_failed += u64::from(completion.result() < 0),
                 socket => {
                     let socket = socket as usize;
@@ -217,6 +197,9 @@ impl UdpRing {
         }
         if polled.has_ticked {
             self.arm_tick()?;
+        }
+        if has_woken {
+            self.arm_waker()?;
         }
         Ok(polled)
     }
@@ -290,6 +273,11 @@ impl UdpRing {
     fn arm_tick(&mut self) -> io::Result<()> {
         let tick: *const Timespec = &*self.tick;
         self.push(&opcode::Timeout::new(tick).build().user_data(TICK))
+    }
+
+    fn arm_waker(&mut self) -> io::Result<()> {
+        let read = opcode::Read::new(Fd(self.waker.0.as_raw_fd()), self.wakes.as_mut_ptr(), 8);
+        self.push(&read.build().user_data(WAKE))
     }
 
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
@@ -467,7 +455,7 @@ mod tests {
         let address = socket.local_addr().unwrap();
         let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
         peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let mut ring = UdpRing::new(vec![socket], 64, Duration::from_secs(60)).unwrap();
+        let mut ring = UdpRing::new(vec![socket], 64, Duration::from_secs(60), Waker::new().unwrap()).unwrap();
         for len in [0usize, 1, 900, 4096, 65_507] {
             let payload: Vec<u8> = (0..len).map(|i| i as u8).collect();
             peer.send_to(&payload, address).unwrap();
@@ -494,7 +482,7 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut ring = UdpRing::new(vec![socket], 4, Duration::from_secs(60)).unwrap();
+        let mut ring = UdpRing::new(vec![socket], 4, Duration::from_secs(60), Waker::new().unwrap()).unwrap();
         (0..100u8).for_each(|i| assert_eq!(peer.send_to(&[i], address).unwrap(), 1));
         let (mut seen, mut exhausted) = (Vec::new(), 0);
         for _ in 0..1000 {
@@ -509,9 +497,31 @@ mod tests {
     }
 
     #[test]
+    fn a_sleeper_wakes_however_often_it_is_woken() {
+        let waker = Waker::new().unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (turn, turns) = std::sync::mpsc::sync_channel(0);
+        let sleeper = std::thread::spawn({
+            let waker = waker.clone();
+            move || {
+                let mut ring = UdpRing::new(vec![socket], 4, Duration::from_secs(60), waker).unwrap();
+                for _ in 0..2000 {
+                    turn.send(()).unwrap();
+                    ring.sleep().unwrap();
+                    ring.poll(4, |_, _, _| true).unwrap();
+                }
+            }
+        });
+        for () in turns {
+            waker.wake();
+        }
+        sleeper.join().unwrap();
+    }
+
+    #[test]
     fn a_refused_send_is_reported() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut ring = UdpRing::new(vec![socket], 4, Duration::from_secs(60)).unwrap();
+        let mut ring = UdpRing::new(vec![socket], 4, Duration::from_secs(60), Waker::new().unwrap()).unwrap();
         let too_large = vec![0; 65_508];
         ring.send_batch([(0, "127.0.0.1:9".parse().unwrap(), &too_large[..])].into_iter()).unwrap();
         let failed: u64 = (0..10).map(|_| ring.poll(4, |_, _, _| true).unwrap().sends_failed).sum();

@@ -4,7 +4,7 @@
 //!   poll the ring ----> engine.handle ---> outbox --> send_batch
 //!   take over rings --/        \--> hand over to the owner's ring, ring its doorbell
 //!   commands: new snapshot, report, stop          tick: expiry
-//!   nothing to do: spin a while, then sleep on the eventfd inside glommio's reactor
+//!   nothing to do: spin a while, then sleep in the ring
 //! ```
 //!
 //! Invariants: one batch is at most [`BATCH`] datagrams from sockets and as many from other workers, so that neither
@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, Sender};
 use hdrhistogram::Histogram;
 
 use super::handover::{Doorbell, Giver, Taker};
-use super::sys::{UdpRing, into_buffered_file};
+use super::sys::UdpRing;
 use crate::base::id::BackendId;
 use crate::base::time::Instant;
 use crate::engine::outbox::{DATAGRAM_MAX, Outbox};
@@ -96,9 +96,8 @@ pub(super) struct Worker {
 impl Worker {
     /// # Errors
     ///
-    /// As [`UdpRing::register_waker`].
+    /// When memory is short.
     pub(super) fn new(setup: Setup, ring: UdpRing) -> anyhow::Result<Self> {
-        ring.register_waker(setup.doorbell.waker())?;
         let outbox = Outbox::with_capacity(2 * BATCH, 4 * DATAGRAM_MAX);
         let dwell_ns = Histogram::new_with_bounds(100, 10_000_000_000, 2)?;
         Ok(Worker { setup, ring, outbox, dwell_ns, stopping: None })
@@ -109,9 +108,7 @@ impl Worker {
     /// # Errors
     ///
     /// When the kernel refuses to go on with the ring.
-    pub(super) async fn run(mut self) -> anyhow::Result<Report> {
-        self.ring.set_waking(false);
-        let bell = into_buffered_file(self.setup.doorbell.waker().duplicate()?);
+    pub(super) fn run(mut self) -> anyhow::Result<Report> {
         let mut idle_since = None;
         loop {
             let begun = Clock::now();
@@ -129,12 +126,11 @@ impl Worker {
                     return Ok(self.report());
                 }
             } else if handled == 0 && begun.duration_since(*idle_since.get_or_insert(begun)) >= self.setup.spin {
-                self.sleep(&bell).await?;
+                self.sleep()?;
                 idle_since = None;
             } else if handled > 0 {
                 idle_since = None;
             }
-            glommio::yield_if_needed().await;
         }
     }
 
@@ -198,17 +194,13 @@ impl Worker {
     }
 
     /// Sleeps until a completion, a hand-over or a command.
-    async fn sleep(&mut self, bell: &glommio::io::BufferedFile) -> anyhow::Result<()> {
+    fn sleep(&mut self) -> std::io::Result<()> {
         self.setup.doorbell.announce_sleep();
-        self.ring.set_waking(true);
         // Whatever came before the announcement is seen here; whatever comes after rings.
-        let has_work = !self.ring.is_idle()?
-            || !self.setup.commands.is_empty()
-            || self.setup.takers.iter().any(|taker| !taker.is_empty());
+        let has_work = !self.setup.commands.is_empty() || self.setup.takers.iter().any(|taker| !taker.is_empty());
         if !has_work {
-            bell.read_at(0, 8).await.map_err(|error| anyhow::anyhow!("the worker cannot sleep: {error}"))?;
+            self.ring.sleep()?;
         }
-        self.ring.set_waking(false);
         self.setup.doorbell.announce_waking();
         Ok(())
     }
