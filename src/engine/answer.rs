@@ -52,7 +52,7 @@ impl State {
         let Ok(via) = Via::decode(bytes, header(HeaderName::Via)) else {
             return self.counters.count_dropped(reason);
         };
-        let tag = |name| NameAddr::decode(bytes, header(name)).ok().and_then(|value| value.tag(bytes));
+        let tag = |name| NameAddr::decode(bytes, header(name)).ok().and_then(|value| value.tag);
         let from_tag = tag(HeaderName::From).unwrap_or_default();
         let to_tag = snapshot.keys.local_tag(header(HeaderName::CallId).of(bytes), from_tag.of(bytes));
         let listener = snapshot.listener(rx.listener);

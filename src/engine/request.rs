@@ -1,11 +1,10 @@
 //! Carries out the verdict on a request: the edits of RFC 3261 16.6, and what the binding table learns of it.
 
-use std::io::Write;
-
 use super::outbox::Outbox;
 use super::{Message, Received, State};
 use crate::base::id::BackendId;
 use crate::base::span::Span;
+use crate::base::text::Text;
 use crate::metrics::Reason;
 use crate::route::bindings::{Binding, Lasting};
 use crate::route::cookie::{BRANCH_LEN, BranchInput, TOKEN_MAX};
@@ -162,21 +161,19 @@ fn plan_received(edit: &mut Edit, bytes: &[u8], via: &Via, rx: &Received<'_>) {
     if has_true_address && via.received.is_none() && via.rport == Rport::Absent {
         return;
     }
-    let mut text = [0u8; 80];
-    let mut rest = &mut text[..];
-    // An address and a port fit.
-    let _ = write!(rest, ";received={}", rx.source.ip());
+    let mut text = Text::<80>::default();
+    text.push(b";received=");
+    text.push_ip(rx.source.ip());
     if via.rport != Rport::Absent {
-        let _ = write!(rest, ";rport={}", rx.source.port());
+        text.push(b";rport=");
+        text.push_number(u32::from(rx.source.port()));
     }
-    let left = rest.len();
-    let len = text.len() - left;
     if let Some((claimed, _)) = via.received {
         edit.remove(claimed);
     }
     match via.rport {
-        Rport::Absent => edit.insert(via.value.end as usize, &[&text[..len]]),
-        Rport::Asked(asked) | Rport::Filled(_, asked) => edit.replace(asked, &text[..len]),
+        Rport::Absent => edit.insert(via.value.end as usize, &[text.as_bytes()]),
+        Rport::Asked(asked) | Rport::Filled(_, asked) => edit.replace(asked, text.as_bytes()),
     }
 }
 
@@ -185,11 +182,9 @@ fn plan_max_forwards(edit: &mut Edit, request: &Request<'_>, first_via: usize) {
     match request.max_forwards {
         None => edit.insert(first_via, &[b"Max-Forwards: 70\r\n"]),
         Some((hops, digits)) => {
-            let mut text = [0u8; 3];
-            let mut rest = &mut text[..];
-            let _ = write!(rest, "{}", hops.saturating_sub(1));
-            let left = rest.len();
-            edit.replace(digits, &text[..3 - left]);
+            let mut text = Text::<3>::default();
+            text.push_number(u32::from(hops.saturating_sub(1)));
+            edit.replace(digits, text.as_bytes());
         }
     }
 }
@@ -198,9 +193,9 @@ fn plan_max_forwards(edit: &mut Edit, request: &Request<'_>, first_via: usize) {
 fn plan_route(edit: &mut Edit, request: &Request<'_>, forward: &Forward) {
     let route = forward.route;
     let (bytes, scan) = (request.bytes, request.scan);
-    if route.own_routes > 0 {
-        values::remove_first(edit, bytes, scan, HeaderName::Route, route.own_routes);
-    }
+    let own = route.own_routes.iter().flatten();
+    values::remove_all(edit, own);
+    let own_routes = route.own_count();
     if !route.restores_request_uri && !route.next_is_strict {
         return;
     }
@@ -208,14 +203,14 @@ fn plan_route(edit: &mut Edit, request: &Request<'_>, forward: &Forward) {
     let uri = |value: Value| value.name_addr.uri.of(bytes);
     let target = match all().last().filter(|_| route.restores_request_uri) {
         Some(last) => {
-            if all().count() > route.own_routes {
+            if all().count() > own_routes {
                 values::remove(edit, &last);
             }
             uri(last)
         }
         None => request.text(request.uri_span),
     };
-    match all().nth(route.own_routes).filter(|_| route.next_is_strict) {
+    match all().nth(own_routes).filter(|_| route.next_is_strict) {
         Some(next) => {
             edit.replace(request.uri_span, uri(next));
             values::remove(edit, &next);

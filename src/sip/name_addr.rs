@@ -3,8 +3,8 @@
 //!
 //! Without angle brackets a semicolon after the URI starts a header parameter (RFC 3261 20), so the URI ends there.
 
-use super::cursor::Cursor;
-use super::params::{find_param, next_param};
+use super::cursor::{Class, Cursor};
+use super::params::next_param;
 use crate::base::span::Span;
 
 /// A decoded value; spans into the message.
@@ -16,6 +16,8 @@ pub struct NameAddr {
     pub uri: Span,
     /// Header parameters including the first semicolon; may be empty.
     pub params: Span,
+    /// The value of the `tag` parameter (RFC 3261 19.3), unless it is empty.
+    pub tag: Option<Span>,
     /// Where the next value of the same line begins, if a comma follows.
     pub next: Option<u32>,
 }
@@ -40,8 +42,12 @@ impl NameAddr {
         }
         let params_start = cursor.at();
         let mut end = params_start;
+        let mut tag = None;
         while let Some(param) = next_param(&mut cursor) {
             end = param.whole.end as usize;
+            if tag.is_none() && param.name.of(bytes).eq_ignore_ascii_case(b"tag") {
+                tag = param.value.filter(|value| !value.is_empty());
+            }
         }
         cursor.skip_white();
         let next = match cursor.peek() {
@@ -54,17 +60,13 @@ impl NameAddr {
             Some(_) => return Err(NameAddrError),
         };
         let params = Span::new(params_start, end);
-        Ok(NameAddr { value: Span::new(start, end), uri, params, next })
-    }
-
-    /// The value of the `tag` parameter (RFC 3261 19.3).
-    pub fn tag(&self, bytes: &[u8]) -> Option<Span> {
-        if self.params.is_empty() {
-            return None;
-        }
-        find_param(bytes, self.params, b"tag").and_then(|p| p.value).filter(|v| !v.is_empty())
+        Ok(NameAddr { value: Span::new(start, end), uri, params, tag, next })
     }
 }
+
+const DISPLAY_NAME: Class = Class::but(b"<,;\"");
+
+const BARE_URI: Class = Class::but(b"<>,;\" \t\r\n");
 
 /// Leaves the cursor behind the URI and its closing bracket.
 fn take_uri(cursor: &mut Cursor<'_>) -> Option<Span> {
@@ -77,7 +79,7 @@ fn take_uri(cursor: &mut Cursor<'_>) -> Option<Span> {
     }
     let mut probe = cursor.clone();
     // A token display name cannot contain these, a bare URI cannot contain `<`.
-    probe.take_while(|b| !matches!(b, b'<' | b',' | b';' | b'"'));
+    probe.take(&DISPLAY_NAME);
     if probe.eat(b'<') {
         let uri = probe.take_until(b'>');
         if !probe.eat(b'>') {
@@ -86,7 +88,7 @@ fn take_uri(cursor: &mut Cursor<'_>) -> Option<Span> {
         *cursor = probe;
         return Some(uri);
     }
-    Some(cursor.take_while(|b| !matches!(b, b'<' | b'>' | b',' | b';' | b'"' | b' ' | b'\t' | b'\r' | b'\n')))
+    Some(cursor.take(&BARE_URI))
 }
 
 #[cfg(test)]
@@ -97,7 +99,7 @@ mod tests {
         let bytes = text.as_bytes();
         let it = NameAddr::decode(bytes, Span::new(0, bytes.len())).ok()?;
         let str = |s: Span| std::str::from_utf8(s.of(bytes)).unwrap();
-        Some((str(it.uri), str(it.params), it.tag(bytes).map(str)))
+        Some((str(it.uri), str(it.params), it.tag.map(str)))
     }
 
     #[test]

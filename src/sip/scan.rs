@@ -19,6 +19,7 @@
 
 use memchr::memchr;
 
+use super::cursor::{Class, TOKEN};
 use crate::base::span::Span;
 
 /// The headers that routing reads; every other header passes unseen.
@@ -281,6 +282,9 @@ impl Scan {
     }
 }
 
+/// What a Request-URI may hold as far as the scan can tell: no control bytes and no white space.
+const URI: Class = Class::above(b' ');
+
 fn scan_start_line(bytes: &[u8], start: usize, end: usize) -> Result<StartLine, ScanError> {
     let line = match &bytes[start..end] {
         [line @ .., b'\r', b'\n'] | [line @ .., b'\n'] | line => line,
@@ -291,10 +295,10 @@ fn scan_start_line(bytes: &[u8], start: usize, end: usize) -> Result<StartLine, 
     let method = memchr(b' ', line).ok_or(ScanError::StartLine)?;
     let version = memchr::memrchr(b' ', line).ok_or(ScanError::StartLine)?;
     let uri = line.get(method + 1..version).ok_or(ScanError::StartLine)?;
-    if method == 0 || !line[..method].iter().all(|b| is_token(*b)) {
+    if method == 0 || !line[..method].iter().all(|b| TOKEN.has(*b)) {
         return Err(ScanError::StartLine);
     }
-    if uri.is_empty() || uri[0] == b'<' || uri.iter().any(|b| *b <= b' ') {
+    if uri.is_empty() || uri[0] == b'<' || !uri.iter().all(|b| URI.has(*b)) {
         return Err(ScanError::StartLine);
     }
     match &line[version + 1..] {
@@ -338,16 +342,11 @@ fn decode_length(value: &[u8]) -> Option<usize> {
     Some(length)
 }
 
-/// `token` of RFC 3261 25.1.
-pub(crate) const fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'!' | b'%' | b'*' | b'_' | b'+' | b'`' | b'\'' | b'~')
-}
-
 /// Names by length first: most headers that routing does not read are told apart without a comparison.
 #[inline]
 fn header_name(name: &[u8]) -> Option<HeaderName> {
     use HeaderName::*;
-    let is = |long: &[u8]| name.eq_ignore_ascii_case(long);
+    let is = |long: &[u8]| name == long || name.eq_ignore_ascii_case(long);
     match name.len() {
         1 => match name[0] | 0x20 {
             b'v' => Some(Via),

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use super::cursor::{Cursor, decode_ip, decode_port};
+use super::cursor::{Class, Cursor, TOKEN, decode_ip, decode_port};
 use super::params::next_param;
 use super::uri::decode_host_port;
 use crate::base::span::Span;
@@ -15,6 +15,8 @@ pub const DEFAULT_PORT: u16 = 5060;
 
 /// The start of every branch made by an RFC 3261 element (RFC 3261 8.1.1.7).
 pub const MAGIC_COOKIE: &[u8] = b"z9hG4bK";
+
+const VERSION_PART: Class = Class::but(b"/ \t\r\n");
 
 /// The `rport` parameter (RFC 3581).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +65,7 @@ impl Via {
         cursor.skip_white();
         let start = cursor.at();
         for part in [&b"SIP"[..], b"2.0"] {
-            let word = cursor.take_while(|b| !matches!(b, b'/' | b' ' | b'\t' | b'\r' | b'\n'));
+            let word = cursor.take(&VERSION_PART);
             if !word.of(bytes).eq_ignore_ascii_case(part) {
                 return Err(ViaError);
             }
@@ -73,7 +75,7 @@ impl Via {
             }
             cursor.skip_white();
         }
-        let transport = cursor.take_while(super::scan::is_token);
+        let transport = cursor.take(&TOKEN);
         let gap = cursor.at();
         cursor.skip_white();
         if transport.is_empty() || cursor.at() == gap {
@@ -99,12 +101,12 @@ impl Via {
         while let Some(param) = next_param(cursor) {
             let name = param.name.of(bytes);
             self.value.end = param.whole.end;
-            if name.eq_ignore_ascii_case(b"branch") {
+            if name.len() == 6 && name.eq_ignore_ascii_case(b"branch") {
                 self.branch = self.branch.or(param.value);
-            } else if name.eq_ignore_ascii_case(b"received") {
+            } else if name.len() == 8 && name.eq_ignore_ascii_case(b"received") {
                 let value = param.value.ok_or(ViaError)?;
                 self.received.get_or_insert((param.whole, value));
-            } else if name.eq_ignore_ascii_case(b"rport") && self.rport == Rport::Absent {
+            } else if self.rport == Rport::Absent && name.eq_ignore_ascii_case(b"rport") {
                 self.rport = match param.value.filter(|v| !v.is_empty()) {
                     None => Rport::Asked(param.whole),
                     Some(value) => Rport::Filled(decode_port(value.of(bytes)).ok_or(ViaError)?, param.whole),
