@@ -2,7 +2,7 @@
 //!
 //! The original bytes pass but for what a proxy must change: one Via more, `received` and `rport` in the one below,
 //! Max-Forwards less one, our Route values gone, a Record-Route with the dialog's token. A verdict that cannot be
-//! carried out, since the result would not fit a datagram, becomes an answer. Cost: one plan of at most a dozen edits, one copy.
+//! carried out, since the result would not fit a datagram, becomes an answer. Cost: one plan of some edits, one copy.
 
 use super::outbox::Outbox;
 use super::{Message, Received, State};
