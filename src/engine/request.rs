@@ -1,4 +1,8 @@
 //! Carries out the verdict on a request: the edits of RFC 3261 16.6, and what the binding table learns of it.
+//!
+//! The original bytes pass but for what a proxy must change: one Via more, `received` and `rport` in the one below,
+//! Max-Forwards less one, our Route values gone, a Record-Route with the dialog's token. A verdict that cannot be
+//! carried out, since the result would not fit a datagram, becomes an answer. Cost: one plan of some edits, one copy.
 
 use super::outbox::Outbox;
 use super::{Message, Received, State};

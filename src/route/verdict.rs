@@ -12,6 +12,7 @@ use crate::sip::values::Value;
 
 /// The decision on a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "nearly every verdict is to forward; a box would allocate a message")]
 pub enum Verdict {
     /// Send it on.
     Forward(Forward),

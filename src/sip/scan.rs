@@ -152,8 +152,9 @@ impl Scan {
         let start_line = scan_start_line(bytes, start, line_end);
         // Headers are scanned even then: a 400 or 505 is made from them.
         self.start_line = start_line.ok();
-        self.scan_headers(bytes, line_end)?;
+        let headers = self.scan_headers(bytes, line_end);
         start_line?;
+        headers?;
         self.cut_body(bytes)
     }
 
