@@ -18,7 +18,8 @@ pub struct Param {
     pub whole: Span,
 }
 
-/// Takes the next parameter, white space before it included; leaves the cursor untouched when there is none.
+/// Takes the next parameter, white space before it included; leaves the cursor untouched when there is none, before
+/// a semicolon without a name too, which its callers refuse.
 pub(crate) fn next_param(cursor: &mut Cursor<'_>) -> Option<Param> {
     let mut probe = cursor.clone();
     probe.skip_white();
@@ -28,6 +29,9 @@ pub(crate) fn next_param(cursor: &mut Cursor<'_>) -> Option<Param> {
     }
     probe.skip_white();
     let name = probe.take_while(is_param_byte);
+    if name.is_empty() {
+        return None;
+    }
     let mut end = probe.at();
     let mut value = None;
     let mut after = probe.clone();
