@@ -40,7 +40,8 @@ pub(crate) fn next_param(cursor: &mut Cursor<'_>) -> Option<Param> {
         after.skip_white();
         let taken = match after.peek() {
             Some(b'"') => after.take_quoted()?,
-            _ => after.take_while(is_param_byte),
+            // Base64 in branches and tags ends in `=`, whatever the grammar of a token says.
+            _ => after.take_while(|b| b == b'=' || is_param_byte(b)),
         };
         value = Some(taken);
         end = after.at();
