@@ -57,7 +57,8 @@ impl Via {
     ///
     /// # Errors
     ///
-    /// When it is not `SIP/2.0/transport host[:port]` followed by parameters and a comma or the end.
+    /// When it is not `SIP/2.0/transport host[:port]` followed by parameters and a comma or the end, or says twice
+    /// where its response goes (RFC 3261 7.3.1 allows each parameter once).
     pub fn decode(bytes: &[u8], span: Span) -> Result<Via, ViaError> {
         let mut cursor = Cursor::new(bytes, span);
         cursor.skip_white();
@@ -100,11 +101,19 @@ impl Via {
             let name = param.name.of(bytes);
             self.value.end = param.whole.end;
             if name.eq_ignore_ascii_case(b"branch") {
-                self.branch = self.branch.or(param.value);
+                if self.branch.is_some() {
+                    return Err(ViaError);
+                }
+                self.branch = param.value;
             } else if name.eq_ignore_ascii_case(b"received") {
                 let value = param.value.ok_or(ViaError)?;
-                self.received.get_or_insert((param.whole, value));
-            } else if name.eq_ignore_ascii_case(b"rport") && self.rport == Rport::Absent {
+                if self.received.replace((param.whole, value)).is_some() {
+                    return Err(ViaError);
+                }
+            } else if name.eq_ignore_ascii_case(b"rport") {
+                if self.rport != Rport::Absent {
+                    return Err(ViaError);
+                }
                 self.rport = match param.value.filter(|v| !v.is_empty()) {
                     None => Rport::Asked(param.whole),
                     Some(value) => Rport::Filled(decode_port(value.of(bytes)).ok_or(ViaError)?, param.whole),
@@ -194,6 +203,9 @@ mod tests {
             "SIP/2.0/UDP a;branch=\"x",
             "SIP/2.0/UDP a b",
             "SIP/2.0/UDP a;rport=x",
+            "SIP/2.0/UDP a;branch=1;Branch=2",
+            "SIP/2.0/UDP a;received=192.0.2.1;received=192.0.2.2",
+            "SIP/2.0/UDP a;rport;rport=1",
         ] {
             assert!(decode(bad).is_err(), "{bad}");
         }
