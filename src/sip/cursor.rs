@@ -104,6 +104,9 @@ pub(crate) fn decode_port(digits: &[u8]) -> Option<u16> {
 }
 
 /// `host` as an address, brackets allowed around IPv6 (RFC 3261 25.1, RFC 5118 4.1); `None` for a name.
+///
+/// An IPv4-mapped address is the IPv4 host that it names (RFC 5118 4.9), so that no check on IPv4 can be passed in its
+/// disguise.
 pub(crate) fn decode_ip(host: &[u8]) -> Option<std::net::IpAddr> {
     let text = match host {
         [b'[', inner @ .., b']'] => inner,
@@ -112,5 +115,6 @@ pub(crate) fn decode_ip(host: &[u8]) -> Option<std::net::IpAddr> {
     if !matches!(text.first()?, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F' | b':') || text.len() > 45 {
         return None;
     }
-    std::str::from_utf8(text).ok()?.parse().ok()
+    let ip: std::net::IpAddr = std::str::from_utf8(text).ok()?.parse().ok()?;
+    Some(ip.to_canonical())
 }
