@@ -65,6 +65,10 @@ impl<'a> Request<'a> {
             return Err(Reason::MalformedCSeq);
         }
         let uri = Uri::decode(bytes, uri_span).map_err(|_| Reason::MalformedUri)?;
+        // Headers have no place in a Request-URI (RFC 3261 19.1.1): passed on, they become real ones somewhere.
+        if uri.has_headers && matches!(uri.scheme, Scheme::Sip | Scheme::Sips) {
+            return Err(Reason::MalformedUri);
+        }
         let max_forwards = decode_max_forwards(bytes, scan)?;
         if uri.scheme == Scheme::Other {
             return Err(Reason::UnknownScheme);
