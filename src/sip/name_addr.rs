@@ -29,7 +29,7 @@ impl NameAddr {
     ///
     /// # Errors
     ///
-    /// An unclosed quote or bracket, an empty URI, or text after the value that is neither parameter nor comma.
+    /// An unclosed quote or bracket, a URI that is empty or has white space in it, or text after the value that is neither parameter nor comma.
     pub fn decode(bytes: &[u8], span: Span) -> Result<NameAddr, NameAddrError> {
         let mut cursor = Cursor::new(bytes, span);
         cursor.skip_white();
@@ -80,7 +80,7 @@ fn take_uri(cursor: &mut Cursor<'_>) -> Option<Span> {
     probe.take_while(|b| !matches!(b, b'<' | b',' | b';' | b'"'));
     if probe.eat(b'<') {
         let uri = probe.take_until(b'>');
-        if !probe.eat(b'>') {
+        if !probe.eat(b'>') || probe.bytes_of(uri).iter().any(|b| *b <= b' ') {
             return None;
         }
         *cursor = probe;
@@ -120,7 +120,9 @@ mod tests {
 
     #[test]
     fn broken_values_are_refused() {
-        for bad in ["", "\"open <sip:a>", "<sip:a", "\"x\" sip:a", "<sip:a> y", "<>", "a <sip:b> c"] {
+        for bad in
+            ["", "\"open <sip:a>", "<sip:a", "\"x\" sip:a", "<sip:a> y", "<>", "a <sip:b> c", "< sip:a >", "<sip:a b>"]
+        {
             assert_eq!(decode(bad), None, "{bad}");
         }
     }
