@@ -49,7 +49,7 @@ impl State {
     ) {
         let bytes = rx.bytes;
         let header = |name| scan.first(name).map_or(Span::default(), |h| h.value);
-        let Ok(via) = Via::decode(bytes, header(HeaderName::Via)) else {
+        let Ok(via) = Via::decode_any_version(bytes, header(HeaderName::Via)) else {
             return self.counters.count_dropped(reason);
         };
         let tag = |name| NameAddr::decode(bytes, header(name)).ok().and_then(|value| value.tag(bytes));

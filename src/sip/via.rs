@@ -32,6 +32,8 @@ pub enum Rport {
 pub struct Via {
     /// The value from its first to its last byte, without white space around it.
     pub value: Span,
+    /// The SIP version.
+    pub version: Span,
     /// `UDP`, `TCP`, `TLS` ... as written.
     pub transport: Span,
     /// Host of sent-by, brackets included.
@@ -60,12 +62,23 @@ impl Via {
     /// When it is not `SIP/2.0/transport host[:port]` followed by parameters and a comma or the end, or says twice
     /// where its response goes (RFC 3261 7.3.1 allows each parameter once).
     pub fn decode(bytes: &[u8], span: Span) -> Result<Via, ViaError> {
+        let via = Self::decode_any_version(bytes, span)?;
+        if via.version.of(bytes) == b"2.0" { Ok(via) } else { Err(ViaError) }
+    }
+
+    /// As [`Via::decode`], but whatever the version: enough to say 505 to its sender.
+    ///
+    /// # Errors
+    ///
+    /// As [`Via::decode`].
+    pub fn decode_any_version(bytes: &[u8], span: Span) -> Result<Via, ViaError> {
         let mut cursor = Cursor::new(bytes, span);
         cursor.skip_white();
         let start = cursor.at();
-        for part in [&b"SIP"[..], b"2.0"] {
-            let word = cursor.take_while(|b| !matches!(b, b'/' | b' ' | b'\t' | b'\r' | b'\n'));
-            if !word.of(bytes).eq_ignore_ascii_case(part) {
+        let mut version = Span::default();
+        for is_named in [|name: &[u8]| name.eq_ignore_ascii_case(b"SIP"), |version: &[u8]| !version.is_empty()] {
+            version = cursor.take_while(|b| !matches!(b, b'/' | b' ' | b'\t' | b'\r' | b'\n'));
+            if !is_named(version.of(bytes)) {
                 return Err(ViaError);
             }
             cursor.skip_white();
@@ -84,6 +97,7 @@ impl Via {
         let port = port.map_err(|_| ViaError)?;
         let mut via = Via {
             value: Span::new(start, cursor.at()),
+            version,
             transport,
             host,
             port,
