@@ -101,6 +101,11 @@ impl Reply<'_> {
         write!(out, "SIP/2.0 {} {}\r\n", self.status.code(), self.status.phrase())?;
         let top = self.via.value;
         for header in scan.headers() {
+            // Of a header that may stand once and stands twice, one is enough for a 400.
+            let is_first = scan.first(header.name).is_some_and(|first| first.line == header.line);
+            if header.name != HeaderName::Via && !is_first {
+                continue;
+            }
             match header.name {
                 HeaderName::Via if header.value.start <= top.start && top.end <= header.value.end => {
                     self.write_top_via(bytes, header.value, out)?;
