@@ -64,7 +64,7 @@ impl State {
             to_tag: &to_tag,
             has_to_tag: tag(HeaderName::To).is_some(),
             retry_after_s: (reason == Reason::EmptyPool).then_some(pool.retry_after_s),
-            unsupported: (status == Status::BadExtension).then(|| header(HeaderName::ProxyRequire)),
+            lists_unsupported: status == Status::BadExtension,
         };
         let buffer = outbox.buffer();
         let room = buffer.len().min(bytes.len());

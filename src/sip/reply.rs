@@ -24,8 +24,8 @@ pub struct Reply<'a> {
     pub has_to_tag: bool,
     /// `Retry-After` in seconds.
     pub retry_after_s: Option<u32>,
-    /// Value of `Unsupported`: what Proxy-Require asked for.
-    pub unsupported: Option<Span>,
+    /// Does `Unsupported` list what Proxy-Require asked for?
+    pub lists_unsupported: bool,
 }
 
 /// The answers that are made here.
@@ -129,8 +129,9 @@ impl Reply<'_> {
         if let Some(seconds) = self.retry_after_s {
             write!(out, "Retry-After: {seconds}\r\n")?;
         }
-        if let Some(tags) = self.unsupported {
-            write_header(out, b"Unsupported", tags.of(bytes))?;
+        let asked = scan.all(HeaderName::ProxyRequire).filter(|h| self.lists_unsupported && !h.value.is_empty());
+        for tags in asked {
+            write_header(out, b"Unsupported", tags.value.of(bytes))?;
         }
         out.write_all(b"Content-Length: 0\r\n\r\n")
     }
@@ -191,7 +192,7 @@ mod tests {
     fn an_answer_copies_what_the_rfc_names_and_nothing_else() {
         let text = b"INVITE sip:a SIP/2.0\r\nv: SIP/2.0/UDP host:5070;received=9.9.9.9;branch=z9hG4bK1;rport\r\n ;x, \
             SIP/2.0/UDP b\r\nVia: SIP/2.0/UDP c\r\nFrom: <sip:f>;tag=1\r\nTo: <sip:t>\r\nCall-ID: i\r\nCSeq: 1 INVITE\r\n\
-            Subject: s\r\nProxy-Require: foo\r\n\r\n";
+            Subject: s\r\nProxy-Require:\r\nProxy-Require: foo\r\nProxy-Require: bar\r\n\r\n";
         let mut scan = Scan::with_capacity(50);
         scan.scan(text).unwrap();
         let via = Via::decode(text, scan.first(HeaderName::Via).unwrap().value).unwrap();
@@ -202,14 +203,14 @@ mod tests {
             to_tag: b"local",
             has_to_tag: false,
             retry_after_s: Some(5),
-            unsupported: scan.first(HeaderName::ProxyRequire).map(|h| h.value),
+            lists_unsupported: true,
         };
         let mut out = [0; 1000];
         let n = reply.encode(text, &scan, &mut out).unwrap();
         let want = "SIP/2.0 420 Bad Extension\r\n\
             Via: SIP/2.0/UDP host:5070;branch=z9hG4bK1   ;x;received=192.0.2.1;rport=4000, SIP/2.0/UDP b\r\n\
             Via: SIP/2.0/UDP c\r\nFrom: <sip:f>;tag=1\r\nTo: <sip:t>;tag=local\r\nCall-ID: i\r\nCSeq: 1 INVITE\r\n\
-            Retry-After: 5\r\nUnsupported: foo\r\nContent-Length: 0\r\n\r\n";
+            Retry-After: 5\r\nUnsupported: foo\r\nUnsupported: bar\r\nContent-Length: 0\r\n\r\n";
         assert_eq!(std::str::from_utf8(&out[..n]).unwrap(), want);
         assert_eq!(reply.encode(text, &scan, &mut out[..n - 1]), Err(ReplyError));
     }
