@@ -57,6 +57,23 @@ impl NameAddr {
         Ok(NameAddr { value: Span::new(start, end), uri, params, next })
     }
 
+    /// As [`NameAddr::tag`], for a reader that must not see another tag than the next one does.
+    ///
+    /// # Errors
+    ///
+    /// When a tag is empty or stands twice (RFC 3261 7.3.1).
+    pub fn single_tag(&self, bytes: &[u8]) -> Result<Option<Span>, NameAddrError> {
+        let mut cursor = Cursor::new(bytes, self.params);
+        let mut tag = None;
+        while let Some(param) = next_param(&mut cursor) {
+            if param.name.of(bytes).eq_ignore_ascii_case(b"tag") {
+                let value = param.value.filter(|v| !v.is_empty() && tag.is_none()).ok_or(NameAddrError)?;
+                tag = Some(value);
+            }
+        }
+        Ok(tag)
+    }
+
     /// The value of the `tag` parameter (RFC 3261 19.3).
     pub fn tag(&self, bytes: &[u8]) -> Option<Span> {
         if self.params.is_empty() {
