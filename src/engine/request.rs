@@ -198,17 +198,23 @@ fn plan_max_forwards(edit: &mut Edit, request: &Request<'_>, first_via: usize) {
 fn plan_route(edit: &mut Edit, request: &Request<'_>, forward: &Forward) {
     let route = forward.route;
     let (bytes, scan) = (request.bytes, request.scan);
-    if route.own_routes > 0 {
-        values::remove_first(edit, bytes, scan, HeaderName::Route, route.own_routes);
-    }
     if !route.restores_request_uri && !route.next_is_strict {
+        if route.own_routes > 0 {
+            values::remove_first(edit, bytes, scan, HeaderName::Route, route.own_routes);
+        }
         return;
     }
     let all = || values(bytes, scan, HeaderName::Route).flatten();
+    // What goes from the top goes in one piece: neighbours may share a line.
+    let mut top = route.own_routes + usize::from(route.next_is_strict);
+    if route.restores_request_uri && all().count() == top + 1 {
+        top += 1;
+    }
+    values::remove_first(edit, bytes, scan, HeaderName::Route, top);
     let uri = |value: Value| value.name_addr.uri.of(bytes);
     let target = match all().last().filter(|_| route.restores_request_uri) {
         Some(last) => {
-            if all().count() > route.own_routes {
+            if all().count() > top {
                 values::remove(edit, &last);
             }
             uri(last)
@@ -218,7 +224,6 @@ fn plan_route(edit: &mut Edit, request: &Request<'_>, forward: &Forward) {
     match all().nth(route.own_routes).filter(|_| route.next_is_strict) {
         Some(next) => {
             edit.replace(request.uri_span, uri(next));
-            values::remove(edit, &next);
             edit.insert(scan.headers_end(), &[b"Route: <", target, b">\r\n"]);
         }
         None => edit.replace(request.uri_span, target),
