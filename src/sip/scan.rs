@@ -89,7 +89,7 @@ pub enum ScanError {
     StartLine,
     /// A request of another SIP version (RFC 3261 21.5.6).
     Version,
-    /// A line of the header section without a name and a colon.
+    /// A line of the header section without a name and a colon, or a CR that ends no line.
     HeaderLine,
     /// More header lines than the limit.
     TooManyHeaders,
@@ -205,49 +205,54 @@ impl Scan {
         let mut at = from;
         let mut lines = 0;
         let mut broken = Ok(());
+        let mut line_crs = ends_in_crlf(bytes, from);
         loop {
             let rest = &bytes[at..];
-            match rest {
-                [b'\n', ..] | [b'\r', b'\n', ..] => {
-                    self.headers_end = at as u32;
-                    return broken;
+            if matches!(rest, [] | [b'\n', ..] | [b'\r', b'\n', ..]) {
+                self.headers_end = at as u32;
+                // A CR that ends no line is one to other readers: what it hides would be a header to them.
+                let section = &bytes[self.message.start as usize..at];
+                if memchr::memchr_iter(b'\r', section).count() != line_crs {
+                    return Err(ScanError::HeaderLine);
                 }
-                [] => {
-                    self.headers_end = at as u32;
-                    return broken.and(Err(ScanError::Unterminated));
-                }
-                _ => {}
+                return if rest.is_empty() { broken.and(Err(ScanError::Unterminated)) } else { broken };
             }
             lines += 1;
             if lines > self.headers_max {
                 self.headers_end = at as u32;
                 return Err(ScanError::TooManyHeaders);
             }
-            let mut next = memchr(b'\n', rest).map_or(bytes.len(), |i| at + i + 1);
+            let first_end = memchr(b'\n', rest).map_or(bytes.len(), |i| at + i + 1);
+            let mut next = first_end;
+            line_crs += ends_in_crlf(bytes, first_end);
             while matches!(bytes.get(next), Some(b' ' | b'\t')) {
                 next = memchr(b'\n', &bytes[next..]).map_or(bytes.len(), |i| next + i + 1);
+                line_crs += ends_in_crlf(bytes, next);
             }
-            if self.scan_header(bytes, at, next).is_none() {
+            if self.scan_header(bytes, at, first_end, next).is_none() {
                 broken = Err(ScanError::HeaderLine);
             }
             at = next;
         }
     }
 
-    /// Reads one header of `at..next`; `None` when it has no name.
+    /// Reads one header of `at..next`, whose first line ends at `first_end`; `None` when it has no name there.
     #[inline]
-    fn scan_header(&mut self, bytes: &[u8], at: usize, next: usize) -> Option<()> {
+    fn scan_header(&mut self, bytes: &[u8], at: usize, first_end: usize, next: usize) -> Option<()> {
+        let colon = bytes[at..first_end].iter().position(|b| *b == b':')?;
         let line = &bytes[at..next];
-        let colon = line.iter().position(|b| *b == b':')?;
-        let name = line[..colon].trim_ascii_end();
+        let mut name = &line[..colon];
+        while let [head @ .., b' ' | b'\t'] = name {
+            name = head;
+        }
         if name.is_empty() || matches!(name[0], b' ' | b'\t') {
             return None;
         }
         let Some(name) = header_name(name) else { return Some(()) };
         let value = &line[colon + 1..];
-        let lead = value.len() - value.trim_ascii_start().len();
+        let lead = value.iter().position(|b| !is_white(*b)).unwrap_or(value.len());
         let start = at + colon + 1 + lead;
-        let end = start + value.trim_ascii().len();
+        let end = value.iter().rposition(|b| !is_white(*b)).map_or(start, |i| at + colon + 2 + i);
         self.headers.push(HeaderLine { name, line: Span::new(at, next), value: Span::new(start, end) });
         self.count[name as usize] += 1;
         let first = &mut self.first[name as usize];
@@ -279,6 +284,17 @@ impl Scan {
         }
         Ok(())
     }
+}
+
+/// 1 when the line that ends at `end` ends in CRLF.
+#[inline]
+fn ends_in_crlf(bytes: &[u8], end: usize) -> usize {
+    usize::from(bytes[..end].ends_with(b"\r\n"))
+}
+
+/// The white space of SIP, line ends of folds included; no other control character is any (RFC 3261 25.1 LWS).
+const fn is_white(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
 }
 
 fn scan_start_line(bytes: &[u8], start: usize, end: usize) -> Result<StartLine, ScanError> {
@@ -321,15 +337,13 @@ fn scan_status_line(line: &[u8]) -> Result<StartLine, ScanError> {
     Ok(StartLine::Response { status: digit(a) * 100 + digit(b) * 10 + digit(c) })
 }
 
-/// A decimal number of at most nine digits; more cannot fit a datagram.
+/// A decimal number; what exceeds every datagram saturates.
 fn decode_length(value: &[u8]) -> Option<usize> {
-    let digits = value.trim_ascii();
-    if digits.is_empty() {
+    if value.is_empty() {
         return None;
     }
-    let significant = digits.trim_ascii_start();
     let mut length = 0usize;
-    for digit in significant {
+    for digit in value {
         if !digit.is_ascii_digit() {
             return None;
         }
