@@ -49,7 +49,7 @@ impl State {
     ) {
         let bytes = rx.bytes;
         let header = |name| scan.first(name).map_or(Span::default(), |h| h.value);
-        let Ok(via) = Via::decode(bytes, header(HeaderName::Via)) else {
+        let Ok(via) = Via::decode_any_version(bytes, header(HeaderName::Via)) else {
             return self.counters.count_dropped(reason);
         };
         let tag = |name| NameAddr::decode(bytes, header(name)).ok().and_then(|value| value.tag);
@@ -64,7 +64,7 @@ impl State {
             to_tag: &to_tag,
             has_to_tag: tag(HeaderName::To).is_some(),
             retry_after_s: (reason == Reason::EmptyPool).then_some(pool.retry_after_s),
-            unsupported: (status == Status::BadExtension).then(|| header(HeaderName::ProxyRequire)),
+            lists_unsupported: status == Status::BadExtension,
         };
         let buffer = outbox.buffer();
         let room = buffer.len().min(bytes.len());

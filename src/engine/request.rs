@@ -197,17 +197,21 @@ fn plan_max_forwards(edit: &mut Edit, request: &Request<'_>, first_via: usize) {
 fn plan_route(edit: &mut Edit, request: &Request<'_>, forward: &Forward) {
     let route = forward.route;
     let (bytes, scan) = (request.bytes, request.scan);
-    let own = route.own_routes.iter().flatten();
-    values::remove_all(edit, own);
-    let own_routes = route.own_count();
     if !route.restores_request_uri && !route.next_is_strict {
-        return;
+        return values::remove_all(edit, route.own_routes.into_iter().flatten());
     }
     let all = || values(bytes, scan, HeaderName::Route).flatten();
+    // What goes from the top goes in one piece: neighbours may share a line.
+    let own_routes = route.own_count();
+    let mut top = own_routes + usize::from(route.next_is_strict);
+    if route.restores_request_uri && all().count() == top + 1 {
+        top += 1;
+    }
+    values::remove_all(edit, all().take(top));
     let uri = |value: Value| value.name_addr.uri.of(bytes);
     let target = match all().last().filter(|_| route.restores_request_uri) {
         Some(last) => {
-            if all().count() > own_routes {
+            if all().count() > top {
                 values::remove(edit, &last);
             }
             uri(last)
@@ -217,7 +221,6 @@ fn plan_route(edit: &mut Edit, request: &Request<'_>, forward: &Forward) {
     match all().nth(own_routes).filter(|_| route.next_is_strict) {
         Some(next) => {
             edit.replace(request.uri_span, uri(next));
-            values::remove(edit, &next);
             edit.insert(scan.headers_end(), &[b"Route: <", target, b">\r\n"]);
         }
         None => edit.replace(request.uri_span, target),

@@ -64,7 +64,7 @@ pub fn decide(scene: &Scene<'_>, request: &Request<'_>) -> (Verdict, bool) {
     if request.max_forwards.is_some_and(|(hops, _)| hops == 0) {
         return (refuse(request, Status::TooManyHops, Reason::TooManyHops), false);
     }
-    let asks_for_extension = request.scan.first(HeaderName::ProxyRequire).is_some_and(|h| !h.value.is_empty());
+    let asks_for_extension = request.scan.all(HeaderName::ProxyRequire).any(|h| !h.value.is_empty());
     if asks_for_extension && !matches!(request.method, Method::Ack | Method::Cancel) {
         return (refuse(request, Status::BadExtension, Reason::ProxyRequire), false);
     }

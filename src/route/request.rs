@@ -60,11 +60,18 @@ impl<'a> Request<'a> {
         }
         let from = NameAddr::decode(bytes, once(HeaderName::From)?).map_err(|_| Reason::MalformedFromTo)?;
         let to = NameAddr::decode(bytes, once(HeaderName::To)?).map_err(|_| Reason::MalformedFromTo)?;
+        if from.is_tag_doubtful || to.is_tag_doubtful {
+            return Err(Reason::MalformedFromTo);
+        }
         let cseq = CSeq::decode(bytes, once(HeaderName::CSeq)?).map_err(|_| Reason::MalformedCSeq)?;
         if cseq.method.of(bytes) != method.of(bytes) {
             return Err(Reason::MalformedCSeq);
         }
         let uri = Uri::decode(bytes, uri_span).map_err(|_| Reason::MalformedUri)?;
+        // Headers have no place in a Request-URI (RFC 3261 19.1.1): passed on, they become real ones somewhere.
+        if uri.has_headers && matches!(uri.scheme, Scheme::Sip | Scheme::Sips) {
+            return Err(Reason::MalformedUri);
+        }
         let max_forwards = decode_max_forwards(bytes, scan)?;
         if uri.scheme == Scheme::Other {
             return Err(Reason::UnknownScheme);

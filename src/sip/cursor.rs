@@ -163,6 +163,9 @@ pub(crate) fn decode_port(digits: &[u8]) -> Option<u16> {
 }
 
 /// `host` as an address, brackets allowed around IPv6 (RFC 3261 25.1, RFC 5118 4.1); `None` for a name.
+///
+/// An IPv4-mapped address is the IPv4 host that it names (RFC 5118 4.9), so that no check on IPv4 can be passed in its
+/// disguise.
 pub(crate) fn decode_ip(host: &[u8]) -> Option<IpAddr> {
     let text = match host {
         [b'[', inner @ .., b']'] => inner,
@@ -174,7 +177,8 @@ pub(crate) fn decode_ip(host: &[u8]) -> Option<IpAddr> {
     if host.len() <= 15 && host[0] != b'[' && !host.contains(&b':') {
         return decode_ipv4(host).map(IpAddr::V4);
     }
-    std::str::from_utf8(text).ok()?.parse().ok()
+    let ip: IpAddr = std::str::from_utf8(text).ok()?.parse().ok()?;
+    Some(ip.to_canonical())
 }
 
 /// Four decimal numbers up to 255 without leading zeros, as the standard library reads them, without its detours.

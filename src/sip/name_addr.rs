@@ -18,6 +18,8 @@ pub struct NameAddr {
     pub params: Span,
     /// The value of the `tag` parameter (RFC 3261 19.3), unless it is empty.
     pub tag: Option<Span>,
+    /// Is a tag empty, or does one stand twice (RFC 3261 7.3.1)? Another reader may see another tag then.
+    pub is_tag_doubtful: bool,
     /// Where the next value of the same line begins, if a comma follows.
     pub next: Option<u32>,
 }
@@ -31,7 +33,7 @@ impl NameAddr {
     ///
     /// # Errors
     ///
-    /// An unclosed quote or bracket, an empty URI, or text after the value that is neither parameter nor comma.
+    /// An unclosed quote or bracket, a URI that is empty or has white space in it, or text after the value that is neither parameter nor comma.
     pub fn decode(bytes: &[u8], span: Span) -> Result<NameAddr, NameAddrError> {
         let mut cursor = Cursor::new(bytes, span);
         cursor.skip_white();
@@ -42,11 +44,13 @@ impl NameAddr {
         }
         let params_start = cursor.at();
         let mut end = params_start;
-        let mut tag = None;
+        let (mut tag, mut is_tag_doubtful) = (None, false);
         while let Some(param) = next_param(&mut cursor) {
             end = param.whole.end as usize;
-            if tag.is_none() && param.name.of(bytes).eq_ignore_ascii_case(b"tag") {
-                tag = param.value.filter(|value| !value.is_empty());
+            if param.name.of(bytes).eq_ignore_ascii_case(b"tag") {
+                let value = param.value.filter(|value| !value.is_empty());
+                is_tag_doubtful |= tag.is_some() || value.is_none();
+                tag = tag.or(value);
             }
         }
         cursor.skip_white();
@@ -60,7 +64,7 @@ impl NameAddr {
             Some(_) => return Err(NameAddrError),
         };
         let params = Span::new(params_start, end);
-        Ok(NameAddr { value: Span::new(start, end), uri, params, tag, next })
+        Ok(NameAddr { value: Span::new(start, end), uri, params, tag, is_tag_doubtful, next })
     }
 }
 
@@ -82,7 +86,7 @@ fn take_uri(cursor: &mut Cursor<'_>) -> Option<Span> {
     probe.take(&DISPLAY_NAME);
     if probe.eat(b'<') {
         let uri = probe.take_until(b'>');
-        if !probe.eat(b'>') {
+        if !probe.eat(b'>') || probe.bytes_of(uri).iter().any(|b| *b <= b' ') {
             return None;
         }
         *cursor = probe;
@@ -122,7 +126,9 @@ mod tests {
 
     #[test]
     fn broken_values_are_refused() {
-        for bad in ["", "\"open <sip:a>", "<sip:a", "\"x\" sip:a", "<sip:a> y", "<>", "a <sip:b> c"] {
+        for bad in
+            ["", "\"open <sip:a>", "<sip:a", "\"x\" sip:a", "<sip:a> y", "<>", "a <sip:b> c", "< sip:a >", "<sip:a b>"]
+        {
             assert_eq!(decode(bad), None, "{bad}");
         }
     }

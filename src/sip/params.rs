@@ -18,7 +18,8 @@ pub struct Param {
     pub whole: Span,
 }
 
-/// Takes the next parameter, white space before it included; leaves the cursor untouched when there is none.
+/// Takes the next parameter, white space before it included; leaves the cursor untouched when there is none, before
+/// a semicolon without a name too, which its callers refuse.
 #[inline]
 pub(crate) fn next_param(cursor: &mut Cursor<'_>) -> Option<Param> {
     let mut probe = cursor.clone();
@@ -29,6 +30,9 @@ pub(crate) fn next_param(cursor: &mut Cursor<'_>) -> Option<Param> {
     }
     probe.skip_white();
     let name = probe.take(&PARAM);
+    if name.is_empty() {
+        return None;
+    }
     let mut end = probe.at();
     let mut value = None;
     let mut after = probe.clone();
@@ -37,7 +41,8 @@ pub(crate) fn next_param(cursor: &mut Cursor<'_>) -> Option<Param> {
         after.skip_white();
         let taken = match after.peek() {
             Some(b'"') => after.take_quoted()?,
-            _ => after.take(&PARAM),
+            // Base64 in branches and tags ends in `=`, whatever the grammar of a token says.
+            _ => after.take(&PARAM_VALUE),
         };
         value = Some(taken);
         end = after.at();
@@ -49,6 +54,8 @@ pub(crate) fn next_param(cursor: &mut Cursor<'_>) -> Option<Param> {
 
 /// Everything but what ends a parameter in any of the places where one may stand.
 const PARAM: Class = Class::but(b";,=><?\" \t\r\n");
+
+const PARAM_VALUE: Class = Class::but(b";,><?\" \t\r\n");
 
 /// The parameter called `name` in `span`, which begins at a semicolon or before one.
 pub fn find_param(bytes: &[u8], span: Span, name: &[u8]) -> Option<Param> {

@@ -90,7 +90,7 @@ pub enum ScanError {
     StartLine,
     /// A request of another SIP version (RFC 3261 21.5.6).
     Version,
-    /// A line of the header section without a name and a colon.
+    /// A line of the header section without a name and a colon, or a CR that ends no line.
     HeaderLine,
     /// More header lines than the limit.
     TooManyHeaders,
@@ -207,18 +207,17 @@ impl Scan {
         let mut at = from;
         let mut lines = 0;
         let mut broken = Ok(());
+        let mut line_crs = ends_in_crlf(bytes, from);
         loop {
             let rest = &bytes[at..];
-            match rest {
-                [b'\n', ..] | [b'\r', b'\n', ..] => {
-                    self.headers_end = at as u32;
-                    return broken;
+            if matches!(rest, [] | [b'\n', ..] | [b'\r', b'\n', ..]) {
+                self.headers_end = at as u32;
+                // A CR that ends no line is one to other readers: what it hides would be a header to them.
+                let section = &bytes[self.message.start as usize..at];
+                if memchr::memchr_iter(b'\r', section).count() != line_crs {
+                    return Err(ScanError::HeaderLine);
                 }
-                [] => {
-                    self.headers_end = at as u32;
-                    return broken.and(Err(ScanError::Unterminated));
-                }
-                _ => {}
+                return if rest.is_empty() { broken.and(Err(ScanError::Unterminated)) } else { broken };
             }
             lines += 1;
             if lines > self.headers_max {
@@ -231,8 +230,10 @@ impl Scan {
                 _ => None,
             };
             let mut next = line_end(bytes, colon.unwrap_or(at));
+            line_crs += ends_in_crlf(bytes, next);
             while matches!(bytes.get(next), Some(b' ' | b'\t')) {
                 next = line_end(bytes, next);
+                line_crs += ends_in_crlf(bytes, next);
             }
             match colon {
                 Some(colon) => self.scan_header(bytes, at, colon, next),
@@ -251,10 +252,10 @@ impl Scan {
         }
         let Some(name) = header_name(&bytes[at..name_end]) else { return };
         let (mut start, mut end) = (colon + 1, next);
-        while start < end && bytes[start].is_ascii_whitespace() {
+        while start < end && is_white(bytes[start]) {
             start += 1;
         }
-        while end > start && bytes[end - 1].is_ascii_whitespace() {
+        while end > start && is_white(bytes[end - 1]) {
             end -= 1;
         }
         self.headers.push(HeaderLine { name, line: Span::new(at, next), value: Span::new(start, end) });
@@ -298,6 +299,17 @@ fn line_end(bytes: &[u8], from: usize) -> usize {
     memchr(b'\n', &bytes[from..]).map_or(bytes.len(), |i| from + i + 1)
 }
 
+/// 1 when the line that ends at `end` ends in CRLF.
+#[inline]
+fn ends_in_crlf(bytes: &[u8], end: usize) -> usize {
+    usize::from(bytes[..end].ends_with(b"\r\n"))
+}
+
+/// The white space of SIP, line ends of folds included; no other control character is any (RFC 3261 25.1 LWS).
+const fn is_white(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
+}
+
 fn scan_start_line(bytes: &[u8], start: usize, end: usize) -> Result<StartLine, ScanError> {
     let line = match &bytes[start..end] {
         [line @ .., b'\r', b'\n'] | [line @ .., b'\n'] | line => line,
@@ -338,15 +350,13 @@ fn scan_status_line(line: &[u8]) -> Result<StartLine, ScanError> {
     Ok(StartLine::Response { status: digit(a) * 100 + digit(b) * 10 + digit(c) })
 }
 
-/// A decimal number of at most nine digits; more cannot fit a datagram.
+/// A decimal number; what exceeds every datagram saturates.
 fn decode_length(value: &[u8]) -> Option<usize> {
-    let digits = value.trim_ascii();
-    if digits.is_empty() {
+    if value.is_empty() {
         return None;
     }
-    let significant = digits.trim_ascii_start();
     let mut length = 0usize;
-    for digit in significant {
+    for digit in value {
         if !digit.is_ascii_digit() {
             return None;
         }

@@ -36,6 +36,8 @@ pub struct Uri {
     pub port: Option<u16>,
     /// `;a=b;c` including the first semicolon; may be empty.
     pub params: Span,
+    /// Does `?name=value` follow?
+    pub has_headers: bool,
 }
 
 /// The URI is malformed where routing must read it.
@@ -65,7 +67,7 @@ impl Uri {
             let end = text[after..].iter().position(|b| *b == b';').map_or(text.len(), |i| after + i);
             let user = Span::new(base + after, base + end);
             let params = Span::new(base + end, base + text.len());
-            return Ok(Uri { scheme, user, host: empty, port: None, params });
+            return Ok(Uri { scheme, user, host: empty, port: None, params, has_headers: false });
         }
         let at_sign = memchr::memchr(b'@', &text[after..]).map(|i| after + i);
         let user = at_sign.map_or(empty, |at| Span::new(base + after, base + at));
@@ -85,7 +87,8 @@ impl Uri {
         if host.of(bytes).iter().any(|b| !HOST.has(*b)) {
             return Err(UriError);
         }
-        Ok(Uri { scheme, user, host, port: port.map_err(|_| UriError)?, params })
+        let has_headers = cursor.peek().is_some();
+        Ok(Uri { scheme, user, host, port: port.map_err(|_| UriError)?, params, has_headers })
     }
 
     /// The host as an address; `None` for a name.

@@ -50,7 +50,7 @@ pub fn values<'a>(
 }
 
 /// Plans the removal of values that follow each other from the top.
-pub fn remove_all<'a>(edit: &mut Edit, first: impl Iterator<Item = &'a Value>) {
+pub fn remove_all(edit: &mut Edit, first: impl Iterator<Item = Value>) {
     let mut pending: Option<Span> = None;
     for value in first {
         let start = pending.map_or(value.name_addr.value.start, |span| span.start);
@@ -87,7 +87,7 @@ mod tests {
         scan.scan(text.as_bytes()).unwrap();
         let mut edit = Edit::default();
         let all: Vec<Value> = values(text.as_bytes(), &scan, HeaderName::Route).map(Result::unwrap).collect();
-        remove_all(&mut edit, all.iter().take(count));
+        remove_all(&mut edit, all.into_iter().take(count));
         let mut out = [0; 500];
         let n = edit.apply(text.as_bytes(), scan.message(), &mut out).unwrap();
         let out = String::from_utf8(out[..n].to_vec()).unwrap();

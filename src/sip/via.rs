@@ -34,6 +34,8 @@ pub enum Rport {
 pub struct Via {
     /// The value from its first to its last byte, without white space around it.
     pub value: Span,
+    /// The SIP version.
+    pub version: Span,
     /// `UDP`, `TCP`, `TLS` ... as written.
     pub transport: Span,
     /// Host of sent-by, brackets included.
@@ -59,14 +61,26 @@ impl Via {
     ///
     /// # Errors
     ///
-    /// When it is not `SIP/2.0/transport host[:port]` followed by parameters and a comma or the end.
+    /// When it is not `SIP/2.0/transport host[:port]` followed by parameters and a comma or the end, or says twice
+    /// where its response goes (RFC 3261 7.3.1 allows each parameter once).
     pub fn decode(bytes: &[u8], span: Span) -> Result<Via, ViaError> {
+        let via = Self::decode_any_version(bytes, span)?;
+        if via.version.of(bytes) == b"2.0" { Ok(via) } else { Err(ViaError) }
+    }
+
+    /// As [`Via::decode`], but whatever the version: enough to say 505 to its sender.
+    ///
+    /// # Errors
+    ///
+    /// As [`Via::decode`].
+    pub fn decode_any_version(bytes: &[u8], span: Span) -> Result<Via, ViaError> {
         let mut cursor = Cursor::new(bytes, span);
         cursor.skip_white();
         let start = cursor.at();
-        for part in [&b"SIP"[..], b"2.0"] {
-            let word = cursor.take(&VERSION_PART);
-            if !word.of(bytes).eq_ignore_ascii_case(part) {
+        let mut version = Span::default();
+        for is_named in [|name: &[u8]| name.eq_ignore_ascii_case(b"SIP"), |version: &[u8]| !version.is_empty()] {
+            version = cursor.take(&VERSION_PART);
+            if !is_named(version.of(bytes)) {
                 return Err(ViaError);
             }
             cursor.skip_white();
@@ -85,6 +99,7 @@ impl Via {
         let port = port.map_err(|_| ViaError)?;
         let mut via = Via {
             value: Span::new(start, cursor.at()),
+            version,
             transport,
             host,
             port,
@@ -101,12 +116,20 @@ impl Via {
         while let Some(param) = next_param(cursor) {
             let name = param.name.of(bytes);
             self.value.end = param.whole.end;
-            if name.len() == 6 && name.eq_ignore_ascii_case(b"branch") {
-                self.branch = self.branch.or(param.value);
-            } else if name.len() == 8 && name.eq_ignore_ascii_case(b"received") {
+            if name.eq_ignore_ascii_case(b"branch") {
+                if self.branch.is_some() {
+                    return Err(ViaError);
+                }
+                self.branch = param.value;
+            } else if name.eq_ignore_ascii_case(b"received") {
                 let value = param.value.ok_or(ViaError)?;
-                self.received.get_or_insert((param.whole, value));
-            } else if self.rport == Rport::Absent && name.eq_ignore_ascii_case(b"rport") {
+                if self.received.replace((param.whole, value)).is_some() {
+                    return Err(ViaError);
+                }
+            } else if name.eq_ignore_ascii_case(b"rport") {
+                if self.rport != Rport::Absent {
+                    return Err(ViaError);
+                }
                 self.rport = match param.value.filter(|v| !v.is_empty()) {
                     None => Rport::Asked(param.whole),
                     Some(value) => Rport::Filled(decode_port(value.of(bytes)).ok_or(ViaError)?, param.whole),
@@ -196,6 +219,9 @@ mod tests {
             "SIP/2.0/UDP a;branch=\"x",
             "SIP/2.0/UDP a b",
             "SIP/2.0/UDP a;rport=x",
+            "SIP/2.0/UDP a;branch=1;Branch=2",
+            "SIP/2.0/UDP a;received=192.0.2.1;received=192.0.2.2",
+            "SIP/2.0/UDP a;rport;rport=1",
         ] {
             assert!(decode(bad).is_err(), "{bad}");
         }
