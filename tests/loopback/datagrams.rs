@@ -34,11 +34,12 @@ fn large_message_passes_whole_both_ways() {
     let node = start(&place, vec![service], &backend);
     for (round, len) in [60_000, 64_500, 1, 0].into_iter().enumerate() {
         let text: Vec<u8> = (0..len).map(|i: u32| i.wrapping_mul(31) as u8).collect();
-        client.send(&client.request("MESSAGE", &format!("large{round}@client"), service, &text), service);
-        let (request, proxy) = backend.receive_starting("MESSAGE");
+        let call_id = format!("large{round}@client");
+        client.send(&client.request("MESSAGE", &call_id, service, &text), service);
+        let (request, proxy) = backend.await_message("MESSAGE", &call_id);
         assert!(body(&request) == text, "the request changed on its way, {len} bytes");
         backend.send(&backend.answer(&request, "200 OK", &text), proxy);
-        let (answer, _) = client.receive_starting("SIP/2.0 200");
+        let (answer, _) = client.await_message("SIP/2.0 200", &call_id);
         assert!(body(&answer) == text, "the answer changed on its way, {len} bytes");
     }
     let (status, _, report) = node.stop();
@@ -56,7 +57,7 @@ fn request_too_large_for_our_headers_is_answered_513() {
     let head = client.request("MESSAGE", "brim@client", service, &[]).len();
     let text = vec![b'x'; 65_507 - head - 4];
     client.send(&client.request("MESSAGE", "brim@client", service, &text), service);
-    client.receive_starting("SIP/2.0 513");
+    client.await_message("SIP/2.0 513", "brim@client");
     let (_, _, report) = node.stop();
     assert_eq!(report.sum("answered_total", "reason=\"edit-failed\""), 1, "{report:#?}");
     report.check_balance();

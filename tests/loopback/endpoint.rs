@@ -29,15 +29,22 @@ impl Endpoint {
         (buffer, from)
     }
 
-    /// The next datagram whose first line starts with `start`; others are passed over.
-    pub fn receive_starting(&self, start: &str) -> (Vec<u8>, SocketAddr) {
+    /// Throws away what has come so far, before it fills the socket's buffer.
+    pub fn drain(&self) {
+        self.socket.set_nonblocking(true).unwrap();
+        while self.socket.recv(&mut [0]).is_ok() {}
+        self.socket.set_nonblocking(false).unwrap();
+    }
+
+    /// The next message of this Call-ID whose first line starts with `start`; others are passed over.
+    pub fn await_message(&self, start: &str, call_id: &str) -> (Vec<u8>, SocketAddr) {
         for _ in 0..10_000 {
             let (bytes, from) = self.receive(start);
-            if bytes.starts_with(start.as_bytes()) {
+            if bytes.starts_with(start.as_bytes()) && headers(&bytes, "Call-ID") == [call_id] {
                 return (bytes, from);
             }
         }
-        panic!("nothing that starts with {start}");
+        panic!("nothing of {call_id} that starts with {start}");
     }
 
     /// A request outside a dialog.
@@ -112,19 +119,19 @@ pub fn body(message: &[u8]) -> &[u8] {
 /// A whole call: INVITE, 180, 200, ACK, then BYE and its 200.
 pub fn check_call(caller: &Endpoint, callee: &Endpoint, service: SocketAddr, call_id: &str) {
     caller.send(&caller.request("INVITE", call_id, service, b"v=0\r\n"), service);
-    let (invite, proxy) = callee.receive_starting("INVITE");
+    let (invite, proxy) = callee.await_message("INVITE", call_id);
     assert_eq!(body(&invite), b"v=0\r\n");
     callee.send(&callee.answer(&invite, "180 Ringing", b""), proxy);
-    caller.receive_starting("SIP/2.0 180");
+    caller.await_message("SIP/2.0 180", call_id);
     callee.send(&callee.answer(&invite, "200 OK", b"v=0\r\n"), proxy);
-    let (answer, from) = caller.receive_starting("SIP/2.0 200");
+    let (answer, from) = caller.await_message("SIP/2.0 200", call_id);
     assert_eq!(from, service, "an answer comes from where the question went");
     assert_eq!(body(&answer), b"v=0\r\n");
     caller.send(&caller.request_in_dialog("ACK", 1, &answer, call_id), service);
-    callee.receive_starting("ACK");
+    callee.await_message("ACK", call_id);
     caller.send(&caller.request_in_dialog("BYE", 2, &answer, call_id), service);
-    let (bye, proxy) = callee.receive_starting("BYE");
+    let (bye, proxy) = callee.await_message("BYE", call_id);
     callee.send(&callee.answer(&bye, "200 OK", b""), proxy);
-    let (answer, _) = caller.receive_starting("SIP/2.0 200");
+    let (answer, _) = caller.await_message("SIP/2.0 200", call_id);
     assert_eq!(headers(&answer, "CSeq"), ["2 BYE"]);
 }

@@ -113,6 +113,7 @@ fn garbage_is_counted_by_reason_and_calls_go_on() {
     report.check_nothing_shed();
 
     let caller = Endpoint::bind(local(0)).unwrap();
+    backend.drain();
     check_call(&caller, &backend, sender.to, "after-all-that@client");
     let (status, _, report) = node.stop();
     assert!(status.success(), "{status}");
