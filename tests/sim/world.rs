@@ -357,9 +357,8 @@ impl World {
         let engine = &self.nodes[number].engines[worker];
         let (after, snapshot) = (engine.counters(), Arc::clone(engine.snapshot()));
         self.see_outcome(&before, &after, has_full_ring);
-        self.tamper(rx, clock, &snapshot, &mut outputs);
-        if outcome == Outcome::Done && after.routed_by_binding == before.routed_by_binding {
-            self.check_twins(number, worker, rx, &snapshot, &outputs)?;
+        if outcome == Outcome::Done {
+            self.tamper(rx, clock, &snapshot, &mut outputs);
         }
         if engine_is_over_full(&self.nodes[number].engines[worker]) {
             return broken("bindings", "more bindings than the table holds");
@@ -367,6 +366,9 @@ impl World {
         let counters = [&before, &after];
         let (now, bytes, source) = (self.now, rx.bytes, rx.source);
         self.checks.check(&Step { now, snapshot: &snapshot, bytes, source, counters, outputs: &outputs })?;
+        if outcome == Outcome::Done && after.routed_by_binding == before.routed_by_binding {
+            self.check_twins(number, worker, rx, &snapshot, &outputs)?;
+        }
         for Output { from, to, bytes } in outputs {
             self.send(from, to, bytes);
         }
