@@ -192,7 +192,7 @@ impl Agent {
     pub fn respond(&mut self, io: &mut Io<'_>, request: &Message, status: u16, to_tag: &str, extra: &[(&str, &str)]) {
         let key = server_key(request);
         let Some(server) = self.servers.get_mut(&key) else { return };
-        let to = match request.to_tag().is_some() || status == 100 {
+        let to = match request.tag_of_to().is_some() || status == 100 {
             true => request.text("To"),
             false => format!("{};tag={to_tag}", request.text("To")),
         };
@@ -219,7 +219,7 @@ impl Agent {
             return;
         }
         io.timers.push((T1, Timer::Server { key, interval: T1, until: io.now + 64 * T1 }));
-        if status < 300 && request.to_tag().is_none() {
+        if status < 300 && request.tag_of_to().is_none() {
             let dialog = Dialog {
                 local: to,
                 remote: request.text("From"),
@@ -313,7 +313,7 @@ impl Agent {
             let ack = follow(&client.sent, "ACK", response.get("To").unwrap_or_default());
             return Some((client.to, ack.encode(self.is_compact)));
         }
-        let tag = response.to_tag().unwrap_or_default().to_owned();
+        let tag = response.tag_of_to().unwrap_or_default().to_owned();
         if let Some(ack) = client.acks.get(&tag) {
             return Some(ack.clone());
         }
@@ -325,7 +325,7 @@ impl Agent {
             cseq: client.sent.cseq(),
         };
         let call_id = response.text("Call-ID");
-        let dialog = match client.sent.to_tag() {
+        let dialog = match client.sent.tag_of_to() {
             Some(_) => self.dialogs.get(&call_id).cloned().unwrap_or(dialog),
             None => {
                 self.dialogs.insert(call_id.clone(), dialog.clone());

@@ -35,7 +35,7 @@ impl Backend {
         if let Some(Heard::Request(request)) = self.agent.handle(io, bytes) {
             let tag = self.agent.draw(io);
             match request.method() {
-                Some("INVITE") if request.to_tag().is_none() => self.invite(io, request, tag),
+                Some("INVITE") if request.tag_of_to().is_none() => self.invite(io, request, tag),
                 Some("CANCEL") => self.cancel(io, &request, &tag),
                 Some("BYE") => {
                     let is_known = self.agent.dialogs.remove(&request.text("Call-ID")).is_some();

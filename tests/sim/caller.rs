@@ -52,7 +52,7 @@ impl Caller {
     /// `rport`, with compact names.
     pub fn new(number: usize, address: SocketAddr, service: SocketAddr) -> Self {
         let mut agent = Agent::new(address);
-        agent.asks_rport = number % 3 != 0;
+        agent.asks_rport = !number.is_multiple_of(3);
         agent.is_compact = number % 4 == 3;
         if number % 3 == 2 && address.is_ipv4() {
             agent.sent_by = SocketAddr::from(([10, 0, 0, number as u8], 5060));
@@ -97,7 +97,7 @@ impl Caller {
         {
             match unanswered.method() {
                 Some("BYE") => call.ended = 408,
-                _ if unanswered.to_tag().is_none() && call.status == 0 => call.status = 408,
+                _ if unanswered.tag_of_to().is_none() && call.status == 0 => call.status = 408,
                 _ => {}
             }
         }
@@ -107,7 +107,7 @@ impl Caller {
         let call_id = sent.text("Call-ID");
         let Some(call) = self.calls.get_mut(&call_id) else { return };
         let status = response.status().unwrap_or_default();
-        let is_start = sent.to_tag().is_none() && sent.method() == Some(call.plan.method);
+        let is_start = sent.tag_of_to().is_none() && sent.method() == Some(call.plan.method);
         if sent.method() == Some("BYE") && is_first {
             call.ended = status;
         }
@@ -146,13 +146,7 @@ impl Caller {
         let call_id = request.text("Call-ID");
         let is_known = self.agent.dialogs.contains_key(&call_id);
         let status = match request.method() {
-            Some("BYE" | "INVITE") if request.to_tag().is_some() => {
-                if is_known {
-                    200
-                } else {
-                    481
-                }
-            }
+            Some("BYE" | "INVITE") if request.tag_of_to().is_some() && is_known => 200,
             Some("OPTIONS") => 200,
             _ => 481,
         };

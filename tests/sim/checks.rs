@@ -312,7 +312,7 @@ fn key(message: &Message) -> Key {
 }
 
 fn dialog_key(message: &Message) -> Option<(String, [String; 2])> {
-    let mut tags = [message.from_tag()?.to_owned(), message.to_tag()?.to_owned()];
+    let mut tags = [message.tag_of_from()?.to_owned(), message.tag_of_to()?.to_owned()];
     tags.sort();
     Some((message.text("Call-ID"), tags))
 }

@@ -102,12 +102,12 @@ impl Message {
     }
 
     /// The From tag.
-    pub fn from_tag(&self) -> Option<&str> {
+    pub fn tag_of_from(&self) -> Option<&str> {
         param(self.get("From")?, "tag")
     }
 
     /// The To tag.
-    pub fn to_tag(&self) -> Option<&str> {
+    pub fn tag_of_to(&self) -> Option<&str> {
         param(self.get("To")?, "tag")
     }
 
