@@ -92,6 +92,11 @@ impl State {
         match (binding, backend) {
             (_, None) => {}
             (Some(known), Some(id)) if known.backend == id && known.transaction == transaction => {}
+            // What it belongs to is at a backend that is gone, and selection found another: for as long as the
+            // transaction can live, retransmissions must find the same (RFC 3261 16.11), CANCEL and ACK included.
+            (Some(_), Some(id)) if forward.why == Why::Selection => {
+                self.bindings.bind(now, message.key.0, id, transaction, lasting);
+            }
             (Some(known), Some(_)) if request.is_in_dialog() => self.bindings.refresh(now, known, known.lasting),
             // Neither starts anything of its own.
             _ if matches!(request.method, Method::Ack | Method::Cancel) => {}
