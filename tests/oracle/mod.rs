@@ -67,6 +67,11 @@ pub(crate) fn judge_request(bytes: &[u8], message: &NaiveMessage) -> Judgement {
         }
         _ => return refuse(400, "Max-Forwards"),
     }
+    let routes: Vec<String> = message.values(bytes, "route").map(|v| String::from_utf8_lossy(v).into_owned()).collect();
+    let top_route = routes.first().map(|line| split_outside(line, ',')[0].clone());
+    if top_route.is_some_and(|route| !is_name_addr(route.trim())) {
+        return refuse(400, "Route");
+    }
     let asks = message.values(bytes, "proxy-require").any(|v| !v.is_empty());
     if asks && method != "ACK" && method != "CANCEL" {
         return refuse(420, "Proxy-Require");
@@ -169,14 +174,21 @@ fn check_top_via(was: &str, is: &str, source: SocketAddr) -> Result<(), String> 
         all.iter().filter(|p| name(p) == key).map(|p| p.split_once('=').map_or("", |(_, v)| v).to_owned()).collect()
     };
     let (had_received, had_rport) = (!value(&before, "received").is_empty(), !value(&before, "rport").is_empty());
-    let sent_by = before[0].split_once(' ').map_or("", |(_, host)| host);
-    let must_tell = had_received || had_rport || host_ip(sent_by) != Some(source.ip());
+    let sent_by = sent_by(&before[0]);
+    let must_tell = had_received || had_rport || host_ip(&sent_by) != Some(source.ip());
     let want_received: Vec<String> = must_tell.then(|| source.ip().to_string()).into_iter().collect();
     let want_rport: Vec<String> = had_rport.then(|| source.port().to_string()).into_iter().collect();
     match (value(&after, "received"), value(&after, "rport")) {
         (received, rport) if received == want_received && rport == want_rport => Ok(()),
         seen => Err(format!("received and rport: {was:?} became {is:?}, {seen:?}")),
     }
+}
+
+/// `host[:port]` of a Via value without its parameters.
+pub(crate) fn sent_by(via: &str) -> String {
+    let transport = via.rsplit('/').next().unwrap_or_default().trim();
+    let host = transport.split_once([' ', '\t', '\r', '\n']).map_or("", |(_, host)| host);
+    host.split_ascii_whitespace().collect()
 }
 
 /// The address in `host[:port]`; `None` for a name.
@@ -213,7 +225,7 @@ pub(crate) fn split_outside(text: &str, separator: char) -> Vec<String> {
     parts
 }
 
-fn is_via(via: &str) -> bool {
+pub(crate) fn is_via(via: &str) -> bool {
     let params = split_outside(via, ';');
     let words: Vec<&str> = params[0].split_ascii_whitespace().collect();
     let head = words.concat();
