@@ -79,6 +79,24 @@ pub(crate) fn judge_request(bytes: &[u8], message: &NaiveMessage) -> Judgement {
     Judgement::Forward
 }
 
+/// What is left of the Route values once the first ones, at most two, that name one of `own` are gone; `None` where
+/// none of them does (RFC 3261 16.4, RFC 5658).
+fn routes_after(bytes: &[u8], message: &NaiveMessage, own: &[&str]) -> Option<Vec<String>> {
+    let values = list(bytes, message, "route");
+    let names_us = |value: &&String| {
+        own.iter().any(|host| value.contains(&format!(":{host};")) || value.contains(&format!("@{host};")))
+    };
+    let count = values.iter().take_while(names_us).count().min(2);
+    (count > 0).then(|| values[count..].to_vec())
+}
+
+/// The values of a header that may be a list, whatever its lines; white space made one space.
+pub(crate) fn list(bytes: &[u8], message: &NaiveMessage, name: &str) -> Vec<String> {
+    let lines = message.values(bytes, name).map(|v| String::from_utf8_lossy(v).into_owned());
+    let values = lines.flat_map(|line| split_outside(&line, ','));
+    values.map(|value| value.split_ascii_whitespace().collect::<Vec<_>>().join(" ").replace(" ;", ";")).collect()
+}
+
 /// Is `out` what a proxy makes of `bytes` that came from `source`? `listener` is the address that it writes.
 pub(crate) fn check_forwarded(
     bytes: &[u8],
@@ -97,14 +115,19 @@ pub(crate) fn check_forwarded(
     }
     same("start line", &bytes[was.start_line.clone()], &out[is.start_line.clone()])?;
     same("body", &bytes[was.body.clone()], &out[is.body.clone()])?;
-    let mut new = is.headers.iter().peekable();
+    let routes = routes_after(bytes, &was, &["192.0.2.10", "192.0.2.10:5070", "sip.example.com"]);
+    if routes.as_ref().is_some_and(|routes| *routes != list(out, &is, "route")) {
+        return Err(format!("Route: {routes:?} wanted, {:?} left", list(out, &is, "route")));
+    }
+    let is_compared = |h: &&crate::naive::NaiveHeader| routes.is_none() || h.name != "route";
+    let mut new = is.headers.iter().filter(is_compared);
     let mut next = |what: &str| new.next().ok_or(format!("{what} is missing"));
     let start = String::from_utf8_lossy(&bytes[was.start_line.clone()]).into_owned();
     let to = was.values(bytes, "to").next().map(String::from_utf8_lossy).unwrap_or_default();
     let mut records = ["INVITE ", "SUBSCRIBE ", "REFER "].iter().any(|m| start.starts_with(m)) && tags(&to).is_empty();
     let has_recorded = was.headers.iter().any(|h| h.name == "record-route");
     let mut seen_via = false;
-    for header in &was.headers {
+    for header in was.headers.iter().filter(is_compared) {
         let line = &bytes[header.line.clone()];
         let is_top_via = header.name == "via" && !seen_via;
         let record_line = |got: &crate::naive::NaiveHeader| {
