@@ -9,6 +9,7 @@ use super::outbox::Outbox;
 use super::{Received, State};
 use crate::base::span::Span;
 use crate::metrics::Reason;
+use crate::route::decide::is_forbidden;
 use crate::route::snapshot::Snapshot;
 use crate::sip::name_addr::NameAddr;
 use crate::sip::reply::{Reply, Status};
@@ -52,6 +53,10 @@ impl State {
         let Ok(via) = Via::decode_any_version(bytes, header(HeaderName::Via)) else {
             return self.counters.count_dropped(reason);
         };
+        let destination = answer_address(&via, rx.source);
+        if is_forbidden(snapshot, destination) {
+            return self.counters.count_dropped(Reason::ForbiddenTarget);
+        }
         let tag = |name| NameAddr::decode(bytes, header(name)).ok().and_then(|value| value.tag);
         let from_tag = tag(HeaderName::From).unwrap_or_default();
         let to_tag = snapshot.keys.local_tag(header(HeaderName::CallId).of(bytes), from_tag.of(bytes));
@@ -70,7 +75,7 @@ impl State {
         let room = buffer.len().min(bytes.len());
         match reply.encode(bytes, scan, &mut buffer[..room]) {
             Ok(len) => {
-                outbox.commit(len, rx.listener, answer_address(&via, rx.source));
+                outbox.commit(len, rx.listener, destination);
                 self.counters.count_answered(reason);
             }
             Err(_) => self.counters.count_dropped(Reason::AnswerTooLarge),

@@ -13,7 +13,7 @@ use crate::base::time::Instant;
 use crate::metrics::Reason;
 use crate::route::bindings::Lasting;
 use crate::route::cookie::BranchInput;
-use crate::route::decide::is_unicast;
+use crate::route::decide::is_forbidden;
 use crate::route::key::CallKey;
 use crate::route::snapshot::{ListenerIndex, Snapshot};
 use crate::sip::cseq::CSeq;
@@ -88,8 +88,7 @@ fn read_response(snapshot: &Snapshot, bytes: &[u8], scan: &Scan) -> Result<Relay
     let ingress = snapshot.listener_by_id(ingress).ok_or(Reason::NoListener)?;
     let destination = response_address(bytes, &next).ok_or(Reason::UnusableVia)?;
     let is_family_right = snapshot.listener(ingress).listen.address.is_ipv6() == destination.is_ipv6();
-    let is_ours = snapshot.listeners.iter().any(|l| l.listen.address == destination);
-    if !is_family_right || is_ours || !is_unicast(destination.ip()) || destination.port() == 0 {
+    if !is_family_right || is_forbidden(snapshot, destination) {
         return Err(Reason::UnusableVia);
     }
     Ok(Relayed { own_via, ingress, destination, method: Method::decode(cseq.method.of(bytes)) })

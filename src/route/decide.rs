@@ -275,7 +275,7 @@ fn forward_to_client(
     why: Why,
 ) -> Verdict {
     let snapshot = scene.snapshot;
-    if is_ours(snapshot, destination) || !is_unicast(destination.ip()) || destination.port() == 0 {
+    if is_forbidden(snapshot, destination) {
         return refuse(request, Status::BadRequest, Reason::ForbiddenTarget);
     }
     let Some(egress) = snapshot.egress(preferred, destination) else {
@@ -340,8 +340,13 @@ fn next_hop(scene: &Scene<'_>, request: &Request<'_>, route: &RouteSet) -> Resul
     }
 }
 
+/// May nothing be sent there: to ourselves, to no single host, to no port?
+pub fn is_forbidden(snapshot: &Snapshot, address: SocketAddr) -> bool {
+    is_ours(snapshot, address) || !is_unicast(address.ip()) || address.port() == 0
+}
+
 /// Can one host be meant? Broadcast, multicast and the unspecified address are refused (RFC 4475 3.3.10).
-pub fn is_unicast(ip: IpAddr) -> bool {
+fn is_unicast(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !ip.is_broadcast() && !ip.is_multicast() && !ip.is_unspecified(),
         IpAddr::V6(ip) => !ip.is_multicast() && !ip.is_unspecified(),

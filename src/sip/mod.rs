@@ -7,8 +7,6 @@ pub mod cseq;
 mod cursor;
 pub mod edit;
 pub mod method;
-#[cfg(test)]
-mod naive;
 pub mod name_addr;
 pub mod params;
 pub mod reply;

@@ -67,11 +67,34 @@ pub(crate) fn judge_request(bytes: &[u8], message: &NaiveMessage) -> Judgement {
         }
         _ => return refuse(400, "Max-Forwards"),
     }
+    let routes: Vec<String> = message.values(bytes, "route").map(|v| String::from_utf8_lossy(v).into_owned()).collect();
+    let top_route = routes.first().map(|line| split_outside(line, ',')[0].clone());
+    if top_route.is_some_and(|route| !is_name_addr(route.trim())) {
+        return refuse(400, "Route");
+    }
     let asks = message.values(bytes, "proxy-require").any(|v| !v.is_empty());
     if asks && method != "ACK" && method != "CANCEL" {
         return refuse(420, "Proxy-Require");
     }
     Judgement::Forward
+}
+
+/// What is left of the Route values once the first ones, at most two, that name one of `own` are gone; `None` where
+/// none of them does (RFC 3261 16.4, RFC 5658).
+fn routes_after(bytes: &[u8], message: &NaiveMessage, own: &[&str]) -> Option<Vec<String>> {
+    let values = list(bytes, message, "route");
+    let names_us = |value: &&String| {
+        own.iter().any(|host| value.contains(&format!(":{host};")) || value.contains(&format!("@{host};")))
+    };
+    let count = values.iter().take_while(names_us).count().min(2);
+    (count > 0).then(|| values[count..].to_vec())
+}
+
+/// The values of a header that may be a list, whatever its lines; white space made one space.
+pub(crate) fn list(bytes: &[u8], message: &NaiveMessage, name: &str) -> Vec<String> {
+    let lines = message.values(bytes, name).map(|v| String::from_utf8_lossy(v).into_owned());
+    let values = lines.flat_map(|line| split_outside(&line, ','));
+    values.map(|value| value.split_ascii_whitespace().collect::<Vec<_>>().join(" ").replace(" ;", ";")).collect()
 }
 
 /// Is `out` what a proxy makes of `bytes` that came from `source`? `listener` is the address that it writes.
@@ -92,14 +115,19 @@ pub(crate) fn check_forwarded(
     }
     same("start line", &bytes[was.start_line.clone()], &out[is.start_line.clone()])?;
     same("body", &bytes[was.body.clone()], &out[is.body.clone()])?;
-    let mut new = is.headers.iter().peekable();
+    let routes = routes_after(bytes, &was, &["192.0.2.10", "192.0.2.10:5070", "sip.example.com"]);
+    if routes.as_ref().is_some_and(|routes| *routes != list(out, &is, "route")) {
+        return Err(format!("Route: {routes:?} wanted, {:?} left", list(out, &is, "route")));
+    }
+    let is_compared = |h: &&crate::naive::NaiveHeader| routes.is_none() || h.name != "route";
+    let mut new = is.headers.iter().filter(is_compared);
     let mut next = |what: &str| new.next().ok_or(format!("{what} is missing"));
     let start = String::from_utf8_lossy(&bytes[was.start_line.clone()]).into_owned();
     let to = was.values(bytes, "to").next().map(String::from_utf8_lossy).unwrap_or_default();
     let mut records = ["INVITE ", "SUBSCRIBE ", "REFER "].iter().any(|m| start.starts_with(m)) && tags(&to).is_empty();
     let has_recorded = was.headers.iter().any(|h| h.name == "record-route");
     let mut seen_via = false;
-    for header in &was.headers {
+    for header in was.headers.iter().filter(is_compared) {
         let line = &bytes[header.line.clone()];
         let is_top_via = header.name == "via" && !seen_via;
         let record_line = |got: &crate::naive::NaiveHeader| {
@@ -169,14 +197,21 @@ fn check_top_via(was: &str, is: &str, source: SocketAddr) -> Result<(), String> 
         all.iter().filter(|p| name(p) == key).map(|p| p.split_once('=').map_or("", |(_, v)| v).to_owned()).collect()
     };
     let (had_received, had_rport) = (!value(&before, "received").is_empty(), !value(&before, "rport").is_empty());
-    let sent_by = before[0].split_once(' ').map_or("", |(_, host)| host);
-    let must_tell = had_received || had_rport || host_ip(sent_by) != Some(source.ip());
+    let sent_by = sent_by(&before[0]);
+    let must_tell = had_received || had_rport || host_ip(&sent_by) != Some(source.ip());
     let want_received: Vec<String> = must_tell.then(|| source.ip().to_string()).into_iter().collect();
     let want_rport: Vec<String> = had_rport.then(|| source.port().to_string()).into_iter().collect();
     match (value(&after, "received"), value(&after, "rport")) {
         (received, rport) if received == want_received && rport == want_rport => Ok(()),
         seen => Err(format!("received and rport: {was:?} became {is:?}, {seen:?}")),
     }
+}
+
+/// `host[:port]` of a Via value without its parameters.
+pub(crate) fn sent_by(via: &str) -> String {
+    let transport = via.rsplit('/').next().unwrap_or_default().trim();
+    let host = transport.split_once([' ', '\t', '\r', '\n']).map_or("", |(_, host)| host);
+    host.split_ascii_whitespace().collect()
 }
 
 /// The address in `host[:port]`; `None` for a name.
@@ -213,7 +248,7 @@ pub(crate) fn split_outside(text: &str, separator: char) -> Vec<String> {
     parts
 }
 
-fn is_via(via: &str) -> bool {
+pub(crate) fn is_via(via: &str) -> bool {
     let params = split_outside(via, ';');
     let words: Vec<&str> = params[0].split_ascii_whitespace().collect();
     let head = words.concat();

@@ -1,10 +1,7 @@
 //! The slow, obvious twin of the scanner: the oracle of its tests.
 //!
 //! Splits a message into lines, joins folded ones, compares lower-cased names, and keeps everything in vectors. It
-//! shares no code with the scanner and uses nothing but the standard library, so that integration tests can include
-//! the file as well. Read RFC 3261 section 7.3 beside it.
-//!
-//! Cost: quadratic in the worst case; never on the message path.
+//! shares no code with the scanner and uses nothing but the standard library. Read RFC 3261 section 7.3 beside it.
 
 use std::ops::Range;
 
