@@ -5,7 +5,7 @@
 //! carried out, since the result would not fit a datagram, becomes an answer. Cost: one plan of some edits, one copy.
 
 use super::outbox::Outbox;
-use super::{Message, Received, State};
+use super::{Message, Received, State, transaction_hash};
 use crate::base::id::BackendId;
 use crate::base::span::Span;
 use crate::base::text::Text;
@@ -38,8 +38,8 @@ impl State {
             return self.counters.count_dropped(Reason::AckForAnswer);
         }
         let branch = snapshot.keys.encode_branch(snapshot.listener(rx.listener).id, &branch_input(&request));
-        let transaction = u32::from_be_bytes([branch[15], branch[16], branch[17], branch[18]]);
-        let binding = self.bindings.get(message.key.0);
+        let transaction = transaction_hash(&branch);
+        let (key, binding) = self.look_up(message.key.0, &request, transaction);
         let scene = Scene { snapshot, ingress: rx.listener, source: rx.source, binding, transaction };
         let (mut verdict, is_forged) = decide(&scene, &request);
         self.counters.cookies_refused += u64::from(is_forged);
@@ -48,7 +48,7 @@ impl State {
                 Some(len) => {
                     outbox.commit(len, forward.egress, forward.destination);
                     self.count_forward(&forward);
-                    return self.learn_from_request(message, &request, &forward, binding, transaction);
+                    return self.learn_from_request(message, &request, &forward, (key, binding), transaction);
                 }
                 None => verdict = refuse(&request, Status::MessageTooLarge, Reason::EditFailed),
             }
@@ -58,6 +58,20 @@ impl State {
             Verdict::Drop(reason) => self.counters.count_dropped(reason),
             Verdict::Forward(_) => {}
         }
+    }
+
+    /// The binding that decides on a request, with its key: that of its Call-ID, or, for a straggler of an earlier
+    /// transaction of that Call-ID which another backend was given, the one that was kept for it.
+    fn look_up(&self, key: u128, request: &Request<'_>, transaction: u32) -> (u128, Option<Binding>) {
+        let latest = self.bindings.get(key);
+        let may_be_earlier = !request.is_in_dialog() || request.method == Method::Ack;
+        if may_be_earlier && latest.is_some_and(|latest| latest.transaction != transaction) {
+            let earlier_key = earlier_key(key, transaction);
+            if let Some(earlier) = self.bindings.get(earlier_key) {
+                return (earlier_key, Some(earlier));
+            }
+        }
+        (key, latest)
     }
 
     fn count_forward(&mut self, forward: &Forward) {
@@ -82,7 +96,7 @@ impl State {
         message: &Message<'_>,
         request: &Request<'_>,
         forward: &Forward,
-        binding: Option<Binding>,
+        (key, binding): (u128, Option<Binding>),
         transaction: u32,
     ) {
         let now = message.now;
@@ -94,8 +108,8 @@ impl State {
             (Some(known), Some(id)) if known.backend == id && known.transaction == transaction => {}
             // What it belongs to is at a backend that is gone, and selection found another: for as long as the
             // transaction can live, retransmissions must find the same (RFC 3261 16.11), CANCEL and ACK included.
-            (Some(_), Some(id)) if forward.why == Why::Selection => {
-                self.bindings.bind(now, message.key.0, id, transaction, lasting);
+            (Some(_), Some(id)) if forward.why == Why::Selection && belongs_to_something(request) => {
+                self.bindings.bind(now, key, id, transaction, lasting);
             }
             (Some(known), Some(_)) if request.is_in_dialog() => self.bindings.refresh(now, known, known.lasting),
             // Neither starts anything of its own.
@@ -103,7 +117,13 @@ impl State {
             // Its own token finds the way.
             (None, Some(_)) if forward.why == Why::Cookie => {}
             (_, Some(id)) => {
-                let is_bound = self.bindings.bind(now, message.key.0, id, transaction, lasting);
+                // The transaction before may still be acknowledged or cancelled where it is.
+                if let Some(earlier) = binding.filter(|b| b.backend != id && b.transaction != transaction) {
+                    let key = earlier_key(key, earlier.transaction);
+                    let is_kept = self.bindings.bind(now, key, earlier.backend, earlier.transaction, Lasting::Linger);
+                    self.counters.bindings_refused += u64::from(!is_kept);
+                }
+                let is_bound = self.bindings.bind(now, key, id, transaction, lasting);
                 self.counters.bindings_refused += u64::from(!is_bound);
             }
         }
@@ -142,6 +162,19 @@ impl State {
         plan_route(edit, request, forward);
         edit.apply(request.bytes, scan.message(), out).ok()
     }
+}
+
+/// Is the request part of a dialog or of another transaction?
+fn belongs_to_something(request: &Request<'_>) -> bool {
+    request.is_in_dialog() || request.method == Method::Cancel
+}
+
+/// Under which key an earlier transaction of a Call-ID is bound, once a later one was given another backend: rare (a
+/// backend goes between a challenge and its answer), so it costs an entry only then. The transaction's hash is part
+/// of a MAC, so nobody outside can aim at another key.
+fn earlier_key(key: u128, transaction: u32) -> u128 {
+    // The golden ratio spreads it over both halves.
+    key ^ u128::from(transaction).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
 }
 
 /// What retransmissions, CANCEL and non-2xx ACK share; see [`crate::route::cookie`].

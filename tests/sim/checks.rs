@@ -208,20 +208,19 @@ impl Checks {
         ends.contains(&target) || (came.method() == Some("ACK") && ends.iter().any(|end| is_orphan(*end)))
     }
 
-    /// A Call-ID remembers one transaction: once its caller sent the next one (after a challenge) and that had to move,
-    /// stragglers of the one before follow it.
+    /// Once its caller has sent the next request of a Call-ID (after a challenge), a copy of the request before that
+    /// still comes along is taken for a new one. ACK and CANCEL are not.
     fn is_superseded(&self, source: SocketAddr, came: &Message) -> bool {
         let call_id = came.text("Call-ID");
         let is_later =
             |(key, exchange): (&Key, &Exchange)| key.2 == call_id && key.3 > came.cseq() && exchange.source == source;
-        self.exchanges.iter().any(is_later)
+        !matches!(came.method(), Some("ACK" | "CANCEL")) && self.exchanges.iter().any(is_later)
     }
 
     fn check_dialog(&self, step: &Step<'_>, output: &Output, came: &Message) -> Result<(), Violation> {
         let Some(parties) = dialog_key(came).and_then(|key| self.dialogs.get(&key)) else { return Ok(()) };
         let other = if step.source == parties.answerer { parties.asker } else { parties.answerer };
-        let is_excused = self.is_excused(other, parties.at) || self.is_superseded(step.source, came);
-        check(output.to == other || is_excused, "dialog", || {
+        check(output.to == other || self.is_excused(other, parties.at), "dialog", || {
             format!("{} from {} belongs to {other} and went to {}", came.start, step.source, output.to)
         })
     }

@@ -2,6 +2,8 @@
 //!
 //! Everything is over at [`CALM`]; from then on the network is clean, every backend runs and is configured again.
 
+use std::net::SocketAddr;
+
 use tandem::base::prng::Prng;
 use tandem::config::{Admin, Config};
 
@@ -63,6 +65,34 @@ pub enum Attack {
     Noise,
     /// A request that cannot be served and has a short answer.
     Nonsense,
+}
+
+impl Attack {
+    /// A datagram to `service` that would harm `victim`, and who claims to send it.
+    pub fn datagram(self, prng: &mut Prng, service: SocketAddr, victim: SocketAddr) -> (SocketAddr, Vec<u8>) {
+        let stranger: SocketAddr = ([203, 0, 113, 1 + prng.below(3) as u8], 5060).into();
+        let n = prng.next_u64();
+        let head = format!("From: <sip:x@y>;tag={n}\r\nTo: <sip:z@y>\r\nCall-ID: {n}\r\nContent-Length: 0\r\n");
+        let via = format!("Via: SIP/2.0/UDP {stranger};branch=z9hG4bK{n};rport");
+        let text = match self {
+            Attack::ForgedResponse => format!(
+                "SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP {service};branch=z9hG4bKEwAB{:012x}\r\n\
+                 Via: SIP/2.0/UDP {victim};branch=z9hG4bKx\r\n{head}CSeq: 1 INVITE\r\n\r\n",
+                n >> 16
+            ),
+            Attack::ForgedRoute => format!(
+                "BYE sip:a@{victim} SIP/2.0\r\n{via}\r\nRoute: <sip:{service};lr;tk=EwAA{n:030x}>\r\n\
+                 Route: <sip:{victim};lr>\r\n{head}CSeq: 1 BYE\r\n\r\n"
+            ),
+            Attack::Noise => (0..n % 300)
+                .map(|i| [' ', '\r', '\n', ':', 'V', ';', '<', '\0'][(n >> (i % 60)) as usize % 8])
+                .collect(),
+            Attack::Nonsense => format!(
+                "INVITE sip:a@{service} SIP/2.0\r\n{via}\r\nMax-Forwards: 0\r\n{head}CSeq: 1 INVITE\r\nX-Pad: {n:0100}\r\n\r\n"
+            ),
+        };
+        (stranger, text.into_bytes())
+    }
 }
 
 /// The faults of a run, each with its time. `sets_change` tells whether the set of backends may change.

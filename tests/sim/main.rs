@@ -21,6 +21,7 @@ mod faults;
 mod message;
 mod node;
 mod planted;
+mod regressions;
 mod world;
 
 use std::collections::BTreeMap;

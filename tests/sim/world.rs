@@ -10,27 +10,28 @@
 //! give equal runs, which [`Report::digest`] proves. A source and a destination always meet the same node and
 //! worker, as ECMP and SO_REUSEPORT have it.
 
+mod judge;
+mod network;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tandem::base::id::stable_hash;
 use tandem::base::prng::Prng;
 use tandem::config::{Config, Probe, Secret};
 use tandem::control::Event as ControlEvent;
 use tandem::engine::outbox::Outbox;
 use tandem::engine::{Engine, Outcome, Received};
-use tandem::metrics::{Counters, Reason};
-use tandem::route::snapshot::{ListenerIndex, Snapshot};
+use tandem::route::snapshot::Snapshot;
 
-use crate::agent::{Agent, Io, MS, Timer};
+use crate::agent::{Agent, MS, Timer};
 use crate::backend::Backend;
 use crate::caller::{Caller, Plan};
 use crate::checks::{Checks, Output, Step, Violation, broken};
-use crate::faults::{self, Attack, CALM, Fault, Weather};
+use crate::faults::{self, CALM, Fault, Weather};
 use crate::node::{self, Given, Node, WORKERS};
 use crate::planted::Bug;
+use network::Party;
 
 /// Calls that begin here have to succeed: 5 seconds after the last fault.
 const LIVE: u64 = CALM + 5_000 * MS;
@@ -281,59 +282,12 @@ impl World {
                 self.nodes[node].ahead += by;
                 self.drain_control(node);
             }
-            Fault::Attack(attack) => self.attack(attack),
+            Fault::Attack(attack) => {
+                let (service, victim) = (node::listeners()[0], self.callers[0].agent.address);
+                let (from, bytes) = attack.datagram(&mut self.prng, service, victim);
+                self.at(self.now, Event::Deliver { from, to: service, bytes });
+            }
         }
-    }
-
-    fn attack(&mut self, attack: Attack) {
-        let service = node::listeners()[0];
-        let stranger: SocketAddr = ([203, 0, 113, 1 + self.prng.below(3) as u8], 5060).into();
-        let victim = self.callers[0].agent.address;
-        let n = self.prng.next_u64();
-        let head = format!("From: <sip:x@y>;tag={n}\r\nTo: <sip:z@y>\r\nCall-ID: {n}\r\nContent-Length: 0\r\n");
-        let via = format!("Via: SIP/2.0/UDP {stranger};branch=z9hG4bK{n};rport");
-        let text = match attack {
-            Attack::ForgedResponse => format!(
-                "SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP {service};branch=z9hG4bKEwAB{:012x}\r\n\
-                 Via: SIP/2.0/UDP {victim};branch=z9hG4bKx\r\n{head}CSeq: 1 INVITE\r\n\r\n",
-                n >> 16
-            ),
-            Attack::ForgedRoute => format!(
-                "BYE sip:a@{victim} SIP/2.0\r\n{via}\r\nRoute: <sip:{service};lr;tk=EwAA{n:030x}>\r\n\
-                 Route: <sip:{victim};lr>\r\n{head}CSeq: 1 BYE\r\n\r\n"
-            ),
-            Attack::Noise => (0..n % 300)
-                .map(|i| [' ', '\r', '\n', ':', 'V', ';', '<', '\0'][(n >> (i % 60)) as usize % 8])
-                .collect(),
-            Attack::Nonsense => format!(
-                "INVITE sip:a@{service} SIP/2.0\r\n{via}\r\nMax-Forwards: 0\r\n{head}CSeq: 1 INVITE\r\nX-Pad: {n:0100}\r\n\r\n"
-            ),
-        };
-        self.at(self.now, Event::Deliver { from: stranger, to: service, bytes: text.into_bytes() });
-    }
-
-    fn deliver(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> Result<(), Violation> {
-        let line = format!("{} {} {from} {to}", self.report.digest, self.now);
-        self.report.digest = stable_hash(line.as_bytes(), bytes);
-        if let Some(listener) = node::listeners().iter().position(|listener| *listener == to) {
-            let path = stable_hash(b"path", format!("{from} {to}").as_bytes());
-            let (node, worker) = (path as usize % self.nodes.len(), (path >> 32) as usize % WORKERS);
-            let listener = ListenerIndex(listener as u16);
-            return self.handle(node, worker, &Received { bytes, source: from, listener, is_taken_over: false });
-        }
-        if let Some(number) = self.nodes.iter().position(|node| node.probe_sources.contains(&to)) {
-            let node = &mut self.nodes[number];
-            node.control.handle_answer(node.clock(self.now), from, bytes);
-            self.drain_control(number);
-            return Ok(());
-        }
-        if let Some(party) = self.parties.get(&to).copied() {
-            self.with_party(party, |party, io| match party {
-                Party::Backend(backend) => backend.handle(io, bytes),
-                Party::Caller(caller) => caller.handle(io, bytes),
-            });
-        }
-        Ok(())
     }
 
     /// One datagram at one worker, as the shell does it, and everything that is to be checked then.
@@ -375,96 +329,6 @@ impl World {
         Ok(())
     }
 
-    fn tamper(
-        &mut self,
-        rx: &Received<'_>,
-        clock: tandem::base::time::Instant,
-        snapshot: &Arc<Snapshot>,
-        outputs: &mut Vec<Output>,
-    ) {
-        if self.options.bug == Bug::None {
-            return;
-        }
-        self.stateless.apply_snapshot(Arc::clone(snapshot));
-        let rx = Received { is_taken_over: true, ..*rx };
-        let (_, forgetful) = node::handle(&mut self.stateless, clock, &rx, &mut self.outbox);
-        let others: Vec<SocketAddr> =
-            snapshot.backends.iter().filter(|b| b.keeps_dialogs()).map(|b| b.address).collect();
-        self.options.bug.tamper(&mut self.prng, rx.bytes, outputs, &forgetful, &others);
-    }
-
-    /// Every other node with the same picture says the same to what no binding decides.
-    fn check_twins(
-        &mut self,
-        number: usize,
-        worker: usize,
-        rx: &Received<'_>,
-        snapshot: &Snapshot,
-        outputs: &[Output],
-    ) -> Result<(), Violation> {
-        for other in (0..self.nodes.len()).filter(|other| *other != number) {
-            let theirs = Arc::clone(self.nodes[other].engines[worker].snapshot());
-            if !is_alike(snapshot, &theirs) {
-                continue;
-            }
-            self.see("twin asked");
-            self.stateless.apply_snapshot(theirs);
-            let clock = self.nodes[other].clock(self.now);
-            let rx = Received { is_taken_over: true, ..*rx };
-            let (_, twin) = node::handle(&mut self.stateless, clock, &rx, &mut self.outbox);
-            if twin != outputs {
-                let show = |outputs: &[Output]| {
-                    let text = |o: &Output| format!("to {}: {}", o.to, String::from_utf8_lossy(&o.bytes));
-                    outputs.iter().map(text).collect::<Vec<_>>().join("\n")
-                };
-                return broken("twin", format!("{}\nand the other node\n{}", show(outputs), show(&twin)));
-            }
-        }
-        Ok(())
-    }
-
-    fn with_party(&mut self, party: usize, act: impl FnOnce(Party<'_>, &mut Io<'_>)) {
-        let mut io = Io { now: self.now, prng: &mut self.prng, sends: Vec::new(), timers: Vec::new() };
-        let backends = self.backends.len();
-        let from = match party.checked_sub(backends) {
-            Some(caller) => {
-                act(Party::Caller(&mut self.callers[caller]), &mut io);
-                self.callers[caller].agent.address
-            }
-            None if self.backends[party].is_up => {
-                act(Party::Backend(&mut self.backends[party]), &mut io);
-                self.backends[party].agent.address
-            }
-            None => return,
-        };
-        let Io { sends, timers, .. } = io;
-        for (to, bytes) in sends {
-            self.send(from, to, bytes);
-        }
-        for (after, timer) in timers {
-            self.at(self.now + after, Event::Timer { party, timer });
-        }
-    }
-
-    /// Puts a datagram into the network, as the weather allows.
-    fn send(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
-        let Weather { loss, duplicate, truncate, straggle, delay } = self.weather;
-        let mut chance = |out_of_1000: u64| self.prng.below(1_000) < out_of_1000;
-        if chance(loss) {
-            return;
-        }
-        let copies = 1 + usize::from(chance(duplicate));
-        for _ in 0..copies {
-            let mut bytes = bytes.clone();
-            if self.prng.below(1_000) < truncate {
-                bytes.truncate(self.prng.below(bytes.len() as u64) as usize);
-            }
-            let late = if self.prng.below(1_000) < straggle { self.prng.below(2_000 * MS) } else { 0 };
-            let at = self.now + MS / 10 + self.prng.below(delay) + late;
-            self.at(at, Event::Deliver { from, to, bytes });
-        }
-    }
-
     fn drain_control(&mut self, number: usize) {
         while let Some(event) = self.nodes[number].control.poll_event() {
             match event {
@@ -496,62 +360,6 @@ impl World {
     fn see(&mut self, what: &str) {
         *self.report.seen.entry(what.to_owned()).or_default() += 1;
     }
-
-    fn see_outcome(&mut self, before: &Counters, after: &Counters, has_full_ring: bool) {
-        let pairs = [
-            ("cookie", after.routed_by_cookie > before.routed_by_cookie),
-            ("binding", after.routed_by_binding > before.routed_by_binding),
-            ("selection", after.selected > before.selected),
-            ("response", after.responses_forwarded > before.responses_forwarded),
-            ("hand-over", after.handed_over > before.handed_over),
-            ("full ring", has_full_ring),
-            ("full table", after.bindings_refused > before.bindings_refused),
-            ("forged cookie", after.cookies_refused > before.cookies_refused),
-        ];
-        pairs.iter().filter(|(_, is_seen)| *is_seen).for_each(|(what, _)| self.see(what));
-        for reason in Reason::ALL {
-            let at = *reason as usize;
-            if after.answered[at] > before.answered[at] || after.dropped[at] > before.dropped[at] {
-                self.see(reason.label());
-            }
-        }
-    }
-
-    /// Liveness, and what the callers have to complain about.
-    fn check_calls(&self) -> Result<(), Violation> {
-        for caller in &self.callers {
-            if let Some(complaint) = caller.agent.complaints.first() {
-                return broken("response", complaint.clone());
-            }
-            for (id, call) in caller.calls.iter().filter(|(_, call)| call.plan.must_succeed) {
-                if call.status != 200 || call.ended != 200 {
-                    return broken("liveness", format!("{id} ended with {} and {}", call.status, call.ended));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Once nobody speaks, the tables empty.
-    fn check_idle(&mut self) -> Result<(), Violation> {
-        let timers = &self.whole.timers;
-        let longest = timers.binding_early.max(timers.binding_dialog).max(timers.binding_linger);
-        for _ in 0..(longest + Duration::from_secs(5)).as_secs() {
-            self.now += 1_000 * MS;
-            self.step(Event::Tick)?;
-        }
-        let engines = self.nodes.iter().flat_map(|node| &node.engines);
-        match engines.map(|engine| engine.bindings().len()).sum::<usize>() {
-            0 => Ok(()),
-            left => broken("bindings", format!("{left} bindings are left when all is over")),
-        }
-    }
-}
-
-/// Who is called.
-enum Party<'a> {
-    Backend(&'a mut Backend),
-    Caller(&'a mut Caller),
 }
 
 /// Every second pair of callers speaks IPv6.
@@ -577,13 +385,4 @@ fn draw_plan(prng: &mut Prng) -> Plan {
 
 fn engine_is_over_full(engine: &Engine) -> bool {
     engine.bindings().len() > engine.bindings().capacity()
-}
-
-/// Do two nodes see the same backends in the same state?
-fn is_alike(a: &Snapshot, b: &Snapshot) -> bool {
-    a.backends.len() == b.backends.len()
-        && a.backends
-            .iter()
-            .zip(&b.backends)
-            .all(|(a, b)| (a.id, a.address, a.weight, a.status) == (b.id, b.address, b.weight, b.status))
 }
