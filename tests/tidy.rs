@@ -328,7 +328,7 @@ fn every_rfc_is_named_by_its_number() {
         for (at, _) in source.text.match_indices("RFC") {
             let rest = source.text[at + 3..].trim_start_matches(['s', ' ', '\n', '/', '!']);
             // "The RFC" is the one just named.
-            let is_named = source.text[..at].ends_with("the ");
+            let is_named = source.text[..at].trim_end_matches([' ', '\n', '/', '!']).ends_with("the");
             if !is_named && !rest.starts_with(|c: char| c.is_ascii_digit()) {
                 findings.push(format!("{}:{}: RFC without its number", source.path, source.line_of(at)));
             }

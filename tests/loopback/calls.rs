@@ -48,8 +48,8 @@ fn death_of_a_backend_disturbs_no_call_on_another_and_it_comes_back() {
     const RISE: usize = 3;
     let calls = calls(2_400);
     let mut bed = Bed::start("death", &[100, 100, 100]);
-    // A call whose backend is dead is given up after some seconds instead of 32.
-    let few = ["-max_invite_retrans", "4", "-max_non_invite_retrans", "4"];
+    // A call whose backend is dead is given up after some seconds instead of 32, or never after a 180.
+    let few = ["-max_invite_retrans", "4", "-max_non_invite_retrans", "4", "-recv_timeout", "15000"];
     let mut caller = bed.caller(calls, RATE, 200, &few);
     sleep(Duration::from_secs(2));
     let killed_at = unix_time();
