@@ -26,7 +26,7 @@ mod rig;
 use naive::NaiveMessage;
 
 const NODE: &str = include_str!("data/messages/node.toml");
-const GOOD: &[u8] = include_bytes!("data/messages/options.sip");
+const GOOD: &[u8] = include_bytes!("data/messages/rport-asked.sip");
 const V4: &str = "192.0.2.10:5060";
 const V6: &str = "[2001:db8::10]:5060";
 const CLIENT4: &str = "203.0.113.77:5062";
