@@ -228,6 +228,7 @@ fn push_own_via(rig: &Rig, bytes: &[u8], destination: SocketAddr) -> Result<Vec<
         branch: via.branch.map_or(&[], |b| b.of(bytes)),
         host: via.host.of(bytes),
         port: via.port_or_default(),
+        address: destination.ip(),
         call_id: span("call-id")?.of(bytes),
         cseq: cseq.number,
     };

@@ -18,7 +18,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use naive::NaiveMessage;
@@ -117,8 +117,8 @@ fn token(rig: &Rig, text: &str, call_id: &str, served: Option<&str>) -> String {
     String::from_utf8(out[..len].to_vec()).unwrap()
 }
 
-/// The branch that we write for a message whose Via value number `position` is the client's.
-fn branch(rig: &Rig, bytes: &[u8], ingress: SocketAddr, position: usize, call_id: &str) -> String {
+/// The branch that we write for a request from `source`, or have written for a response.
+fn branch(rig: &Rig, bytes: &[u8], ingress: SocketAddr, source: Option<IpAddr>, call_id: &str) -> String {
     let message = NaiveMessage::read(bytes, 1000);
     let mut vias = Vec::new();
     for header in message.headers.iter().filter(|h| h.name == "via") {
@@ -129,12 +129,16 @@ fn branch(rig: &Rig, bytes: &[u8], ingress: SocketAddr, position: usize, call_id
             vias.push(via);
         }
     }
-    let Some(via) = vias.get(position) else { return String::new() };
+    // In a request the client's Via is on top; in a response it is below ours and says where the client is.
+    let Some(via) = vias.get(usize::from(source.is_none())) else { return String::new() };
+    let told = via.received_ip(bytes).or(via.ip(bytes));
+    let address = source.or(told).unwrap_or(IpAddr::from([0, 0, 0, 0]));
     let cseq = message.headers.iter().find(|h| h.name == "cseq").map(|h| Span::new(h.value.start, h.value.end));
     let input = BranchInput {
         branch: via.branch.map_or(&[], |b| b.of(bytes)),
         host: via.host.of(bytes),
         port: via.port_or_default(),
+        address,
         call_id: call_id.as_bytes(),
         cseq: cseq.and_then(|span| CSeq::decode(bytes, span).ok()).map_or(0, |cseq| cseq.number),
     };
@@ -152,7 +156,7 @@ fn local_tag(rig: &Rig, bytes: &[u8]) -> String {
 fn fill(rig: &Rig, expect: &Expect, bytes: &[u8]) -> Vec<u8> {
     let call_id = header(bytes, "call-id");
     let make = |given: &str, call_id: &str| match given.split_once(' ') {
-        Some(("branch", ingress)) => branch(rig, bytes, ingress.parse().unwrap(), 1, call_id),
+        Some(("branch", ingress)) => branch(rig, bytes, ingress.parse().unwrap(), None, call_id),
         _ => token(rig, given, call_id, None),
     };
     let mut filled = replace(bytes, "{tag}", &local_tag(rig, bytes));
@@ -231,7 +235,7 @@ fn check_sent(rig: &Rig, expect: &Expect, template: &[u8], sent: &Sent) -> Outco
     }
     let call_id = header(template, "call-id");
     let mut out = expect.out.clone().ok_or("has no bytes out")?;
-    let own_branch = branch(rig, template, expect.at, 0, &call_id);
+    let own_branch = branch(rig, template, expect.at, Some(expect.from.ip()), &call_id);
     for (key, text) in [
         ("{branch}", Some(own_branch)),
         ("{tag}", Some(local_tag(rig, template))),

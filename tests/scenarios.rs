@@ -262,12 +262,29 @@ fn a_signed_branch_carries_no_other_response() {
         ("203.0.113.77:5062", "198.51.100.66:5062"),
         ("203.0.113.77:5062", "203.0.113.77:53"),
         ("branch=z9hG4bK-1", "branch=z9hG4bK-2"),
+        ("branch=z9hG4bK-1", "branch=z9hG4bK-1;received=198.51.100.66"),
+        ("branch=z9hG4bK-1", "branch=z9hG4bK-1;received=198.51.100.66;rport=53"),
     ] {
         let forged = ok.replace(what, with);
         assert_ne!(forged, ok);
         assert_eq!(rig.handle(sent.to, sent.from, forged.as_bytes()), Fate::Dropped(Reason::BadBranch), "{with}");
     }
     assert!(matches!(rig.handle(sent.to, sent.from, ok.as_bytes()), Fate::Forwarded(_)));
+}
+
+#[test]
+fn a_nat_that_moves_a_client_between_ports_does_not_part_cancel_and_invite() {
+    let mut rig = Rig::new(NODE);
+    let with_rport = |method| {
+        let bytes = Request { method, ..Request::default() }.bytes();
+        String::from_utf8(bytes).unwrap().replace("branch=", "rport;branch=").into_bytes()
+    };
+    let invite = forward_from(&mut rig, "203.0.113.77:40000", &with_rport("INVITE"));
+    let cancel = forward_from(&mut rig, "203.0.113.77:41111", &with_rport("CANCEL"));
+    assert_eq!(own_branch(&cancel), own_branch(&invite));
+    let canceled = answer(&cancel.bytes, "200 OK");
+    let Fate::Forwarded(back) = rig.handle(cancel.to, cancel.from, &canceled) else { panic!("not forwarded") };
+    assert_eq!(back.to, at("203.0.113.77:41111"));
 }
 
 #[test]

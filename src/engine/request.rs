@@ -34,7 +34,7 @@ impl State {
         if is_ack_for_answer(snapshot, &request) {
             return self.counters.count_dropped(Reason::AckForAnswer);
         }
-        let branch = snapshot.keys.encode_branch(snapshot.listener(rx.listener).id, &branch_input(&request));
+        let branch = snapshot.keys.encode_branch(snapshot.listener(rx.listener).id, &branch_input(&request, rx));
         let transaction = u32::from_be_bytes([branch[15], branch[16], branch[17], branch[18]]);
         let binding = self.bindings.get(message.key.0);
         let scene = Scene { snapshot, ingress: rx.listener, source: rx.source, binding, transaction };
@@ -137,11 +137,12 @@ impl State {
 }
 
 /// What retransmissions, CANCEL and non-2xx ACK share; see [`crate::route::cookie`].
-fn branch_input<'a>(request: &Request<'a>) -> BranchInput<'a> {
+fn branch_input<'a>(request: &Request<'a>, rx: &Received<'_>) -> BranchInput<'a> {
     BranchInput {
         branch: request.via.branch.map_or(&[], |b| request.text(b)),
         host: request.text(request.via.host),
         port: request.via.port_or_default(),
+        address: rx.source.ip(),
         call_id: request.text(request.call_id),
         cseq: request.cseq,
     }
