@@ -26,7 +26,7 @@ mod rig;
 use naive::NaiveMessage;
 
 const NODE: &str = include_str!("data/messages/node.toml");
-const GOOD: &[u8] = include_bytes!("data/messages/options.sip");
+const GOOD: &[u8] = include_bytes!("data/messages/rport-asked.sip");
 const V4: &str = "192.0.2.10:5060";
 const V6: &str = "[2001:db8::10]:5060";
 const CLIENT4: &str = "203.0.113.77:5062";
@@ -228,6 +228,7 @@ fn push_own_via(rig: &Rig, bytes: &[u8], destination: SocketAddr) -> Result<Vec<
         branch: via.branch.map_or(&[], |b| b.of(bytes)),
         host: via.host.of(bytes),
         port: via.port_or_default(),
+        address: destination.ip(),
         call_id: span("call-id")?.of(bytes),
         cseq: cseq.number,
     };

@@ -37,7 +37,7 @@ impl State {
         if is_ack_for_answer(snapshot, &request) {
             return self.counters.count_dropped(Reason::AckForAnswer);
         }
-        let branch = snapshot.keys.encode_branch(snapshot.listener(rx.listener).id, &branch_input(&request));
+        let branch = snapshot.keys.encode_branch(snapshot.listener(rx.listener).id, &branch_input(&request, rx));
         let transaction = transaction_hash(&branch);
         let (key, binding) = self.look_up(message.key.0, &request, transaction);
         let scene = Scene { snapshot, ingress: rx.listener, source: rx.source, binding, transaction };
@@ -178,11 +178,12 @@ fn earlier_key(key: u128, transaction: u32) -> u128 {
 }
 
 /// What retransmissions, CANCEL and non-2xx ACK share; see [`crate::route::cookie`].
-fn branch_input<'a>(request: &Request<'a>) -> BranchInput<'a> {
+fn branch_input<'a>(request: &Request<'a>, rx: &Received<'_>) -> BranchInput<'a> {
     BranchInput {
         branch: request.via.branch.map_or(&[], |b| request.text(b)),
         host: request.text(request.via.host),
         port: request.via.port_or_default(),
+        address: rx.source.ip(),
         call_id: request.text(request.call_id),
         cseq: request.cseq,
     }

@@ -78,18 +78,19 @@ fn read_response(snapshot: &Snapshot, bytes: &[u8], scan: &Scan) -> Result<Relay
         None => (top_line.line, lines.next().ok_or(Reason::NoMoreVia)?.value),
     };
     let next = Via::decode(bytes, next).map_err(|_| Reason::UnusableVia)?;
+    let destination = response_address(bytes, &next).ok_or(Reason::UnusableVia)?;
     let header = |name| scan.first(name).map(|h| h.value).ok_or(Reason::MissingHeader);
     let cseq = CSeq::decode(bytes, header(HeaderName::CSeq)?).map_err(|_| Reason::MalformedCSeq)?;
     let input = BranchInput {
         branch: next.branch.map_or(&[], |b| b.of(bytes)),
         host: next.host.of(bytes),
         port: next.port_or_default(),
+        address: destination.ip(),
         call_id: header(HeaderName::CallId)?.of(bytes),
         cseq: cseq.number,
     };
     let ingress = snapshot.keys.decode_branch(branch.of(bytes), &input).ok_or(Reason::BadBranch)?;
     let ingress = snapshot.listener_by_id(ingress).ok_or(Reason::NoListener)?;
-    let destination = response_address(bytes, &next).ok_or(Reason::UnusableVia)?;
     let is_family_right = snapshot.listener(ingress).listen.address.is_ipv6() == destination.is_ipv6();
     if !is_family_right || is_forbidden(snapshot, destination) {
         return Err(Reason::UnusableVia);

@@ -12,8 +12,10 @@
 //! ```
 //!
 //! The branch is a function of what retransmissions, CANCEL and the ACK to a non-2xx share (RFC 3261 16.11): branch
-//! and sent-by of the Via below, Call-ID, CSeq number. All of these stand in the response too, so the branch is its
-//! own MAC and a response is checked by computing it again. The token is masked with a key stream that starts from
+//! and sent-by of the Via below, Call-ID, CSeq number, and the address that the request came from. All of these stand in
+//! the response too, so the branch is its own MAC and a response is checked by computing it again. The address binds the
+//! response to the host that asked for it; its port is left out, since a NAT may move a client while it rings, and its
+//! CANCEL must have the branch of its INVITE. The token is masked with a key stream that starts from
 //! its MAC, so that it shows nobody the addresses behind Tandem.
 //!
 //! MACs are SipHash-2-4 (Aumasson and Bernstein 2012) with 128-bit output, truncated; subkeys per purpose.
@@ -94,6 +96,8 @@ pub struct BranchInput<'a> {
     pub host: &'a [u8],
     /// Port of its sent-by, 5060 if it has none.
     pub port: u16,
+    /// Where the request came from and the response goes.
+    pub address: IpAddr,
     /// Call-ID.
     pub call_id: &'a [u8],
     /// CSeq number.
@@ -206,8 +210,13 @@ impl Key {
         text.push(&input.cseq.to_be_bytes());
         text.push(&(input.branch.len() as u32).to_be_bytes());
         text.push(&(input.host.len() as u32).to_be_bytes());
+        let address = match input.address {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        text.push(&address.octets());
         let mut hasher = self.branch;
-        if input.branch.len() + input.host.len() + input.call_id.len() + 16 <= 256 {
+        if input.branch.len() + input.host.len() + input.call_id.len() + text.as_bytes().len() <= 256 {
             text.push(input.branch);
             text.push(input.host);
             text.push(input.call_id);
@@ -319,7 +328,8 @@ mod tests {
     }
 
     fn input<'a>() -> BranchInput<'a> {
-        BranchInput { branch: b"z9hG4bKabc", host: b"192.0.2.1", port: 5060, call_id: b"call@host", cseq: 1 }
+        let address = IpAddr::from([192, 0, 2, 1]);
+        BranchInput { branch: b"z9hG4bKabc", host: b"192.0.2.1", port: 5060, address, call_id: b"call@host", cseq: 1 }
     }
 
     fn cookie(client: &str) -> Cookie {
@@ -347,6 +357,7 @@ mod tests {
             BranchInput { branch: b"z9hG4bKabd", ..input() },
             BranchInput { host: b"192.0.2.2", ..input() },
             BranchInput { port: 5061, ..input() },
+            BranchInput { address: IpAddr::from([192, 0, 2, 2]), ..input() },
             BranchInput { call_id: b"other", ..input() },
             BranchInput { cseq: 2, ..input() },
         ];
