@@ -234,9 +234,9 @@ impl Key {
         let mut raw = [0u8; 38];
         let is_ipv6 = cookie.client.is_ipv6();
         raw[0] = self.head();
-        raw[1] = u8::from(is_ipv6) * FLAG_IPV6
-            | u8::from(cookie.is_from_backend) * FLAG_FROM_BACKEND
-            | u8::from(cookie.follows_text) * FLAG_FOLLOW_TEXT;
+        raw[1] = (u8::from(is_ipv6) * FLAG_IPV6)
+            | (u8::from(cookie.is_from_backend) * FLAG_FROM_BACKEND)
+            | (u8::from(cookie.follows_text) * FLAG_FOLLOW_TEXT);
         raw[2..6].copy_from_slice(&cookie.backend.0.to_be_bytes());
         raw[6..8].copy_from_slice(&cookie.ingress.0.to_be_bytes());
         raw[8..12].copy_from_slice(&cookie.initial_tag.to_be_bytes());
