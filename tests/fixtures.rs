@@ -147,7 +147,7 @@ fn branch(rig: &Rig, bytes: &[u8], ingress: SocketAddr, source: Option<IpAddr>, 
 
 fn local_tag(rig: &Rig, bytes: &[u8]) -> String {
     let from = header(bytes, "from");
-    let is_readable = from.matches('"').count() % 2 == 0;
+    let is_readable = from.matches('"').count().is_multiple_of(2);
     let tag = from.split("tag=").nth(1).and_then(|rest| rest.split(';').next()).filter(|_| is_readable).unwrap_or("");
     String::from_utf8(rig.keys().local_tag(header(bytes, "call-id").as_bytes(), tag.as_bytes()).to_vec()).unwrap()
 }

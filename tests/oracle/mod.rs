@@ -146,7 +146,7 @@ pub(crate) fn check_forwarded(
             let own = next("our Via")?;
             let own = String::from_utf8_lossy(&out[own.line.clone()]).into_owned();
             let head = format!("Via: SIP/2.0/UDP {listener};branch=z9hG4bK");
-            if !own.strip_prefix(&head).is_some_and(|rest| rest.trim_end().len() == 16) {
+            if own.strip_prefix(&head).is_none_or(|rest| rest.trim_end().len() != 16) {
                 return Err(format!("our Via: {own:?}"));
             }
             if records && !has_recorded {
@@ -269,7 +269,7 @@ pub(crate) fn is_via(via: &str) -> bool {
     let rport =
         params[1..].iter().find_map(|p| p.trim().to_ascii_lowercase().strip_prefix("rport=").map(str::to_owned));
     let is_rport_good = rport.is_none_or(|v| v.is_empty() || is_port(&v));
-    let is_closed = via.matches('"').count() % 2 == 0;
+    let is_closed = via.matches('"').count().is_multiple_of(2);
     !rest.is_empty()
         && is_host_port(&host.split_ascii_whitespace().collect::<String>())
         && !has_empty
@@ -323,7 +323,7 @@ fn is_name_addr(value: &str) -> bool {
     let names_ok = parts[1..].iter().all(|p| !p.split('=').next().unwrap_or_default().trim().is_empty());
     let tags = tags(value);
     let tags_ok = tags.len() <= 1 && tags.iter().all(|t| !t.is_empty());
-    value.replace("\\\\", "").replace("\\\"", "").matches('"').count() % 2 == 0
+    value.replace("\\\\", "").replace("\\\"", "").matches('"').count().is_multiple_of(2)
         && !uri.is_empty()
         && !uri.contains([' ', '\t', '\r', '\n'])
         && names_ok
