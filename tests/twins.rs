@@ -250,7 +250,7 @@ proptest! {
             if let Ok(value) = NameAddr::decode(bytes, span) {
                 prop_assert!(!value.uri.is_empty() && value.uri.end as usize <= bytes.len());
                 prop_assert!(value.next.is_none_or(|next| next as usize <= bytes.len()));
-                let _ = (value.tag(bytes), value.single_tag(bytes));
+                let _ = (value.tag, value.is_tag_doubtful);
             }
             if let Ok(uri) = Uri::decode(bytes, span) {
                 prop_assert_eq!(uri.host.is_empty(), !matches!(uri.scheme, Scheme::Sip | Scheme::Sips));
@@ -316,8 +316,8 @@ proptest! {
         let bytes = text.as_bytes();
         let value = NameAddr::decode(bytes, Span::new(0, bytes.len())).unwrap();
         prop_assert_eq!(value.uri.of(bytes), uri_text.as_bytes());
-        prop_assert_eq!(value.tag(bytes).map(|t| t.of(bytes)), tag.as_ref().map(|t| t.as_bytes()));
-        prop_assert_eq!(value.single_tag(bytes).unwrap(), value.tag(bytes));
+        prop_assert_eq!(value.tag.map(|t| t.of(bytes)), tag.as_ref().map(|t| t.as_bytes()));
+        prop_assert!(!value.is_tag_doubtful);
         prop_assert_eq!(value.next.map(|next| &bytes[next as usize..]), rest.as_ref().map(|r| r.as_bytes()));
         let uri = Uri::decode(bytes, value.uri).unwrap();
         prop_assert_eq!(uri.user.of(bytes), user.as_deref().unwrap_or_default().as_bytes());

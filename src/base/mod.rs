@@ -5,5 +5,6 @@
 pub mod id;
 pub mod prng;
 pub mod span;
+pub mod text;
 pub mod time;
 pub mod wheel;

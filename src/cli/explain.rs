@@ -142,10 +142,10 @@ fn describe_forward(text: &mut String, snapshot: &Snapshot, forward: &Forward) -
         None => writeln!(text, "backend    none: it goes to a client")?,
     }
     let route = forward.route;
-    if route.own_routes > 0 || route.restores_request_uri || route.next_is_strict {
+    if route.own_count() > 0 || route.restores_request_uri || route.next_is_strict {
         let restored = if route.restores_request_uri { ", Request-URI restored from the last Route" } else { "" };
         let strict = if route.next_is_strict { ", next hop is a strict router" } else { "" };
-        writeln!(text, "route      {} of ours removed{restored}{strict}", route.own_routes)?;
+        writeln!(text, "route      {} of ours removed{restored}{strict}", route.own_count())?;
     }
     match forward.record {
         Some(_) => writeln!(text, "record     Tandem stays on the path of the dialog"),

@@ -4,7 +4,7 @@
 //! free port and on an embedded configuration; `caller.rs` places calls through it at a fixed rate, each `backend.rs`
 //! answers them, and half-way one backend is taken down, as if killed, and up again, so that one can watch the probes
 //! take it out and bring it back. The two ends read SIP with a reader of their own (`message.rs`), hold Tandem to the
-//! RFC, and count; `summary.rs` judges.
+//! rules of RFC 3261, and count; `summary.rs` judges.
 //!
 //! ```text
 //! caller (call.rs)  ->  Tandem (shell::node)  ->  demo1, demo2, demo3 (backend.rs, uas.rs)

@@ -57,7 +57,7 @@ impl State {
         if is_forbidden(snapshot, destination) {
             return self.counters.count_dropped(Reason::ForbiddenTarget);
         }
-        let tag = |name| NameAddr::decode(bytes, header(name)).ok().and_then(|value| value.tag(bytes));
+        let tag = |name| NameAddr::decode(bytes, header(name)).ok().and_then(|value| value.tag);
         let from_tag = tag(HeaderName::From).unwrap_or_default();
         let to_tag = snapshot.keys.local_tag(header(HeaderName::CallId).of(bytes), from_tag.of(bytes));
         let listener = snapshot.listener(rx.listener);

@@ -202,6 +202,11 @@ impl Engine {
     }
 }
 
+/// Hash of a transaction as bindings keep it: a part of the MAC in its branch.
+fn transaction_hash(branch: &[u8]) -> u32 {
+    branch.get(15..19).and_then(|text| text.try_into().ok()).map_or(0, u32::from_be_bytes)
+}
+
 fn reason_of(error: ScanError) -> Reason {
     match error {
         ScanError::Empty => Reason::KeepAlive,

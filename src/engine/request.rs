@@ -1,11 +1,14 @@
 //! Carries out the verdict on a request: the edits of RFC 3261 16.6, and what the binding table learns of it.
-
-use std::io::Write;
+//!
+//! The original bytes pass but for what a proxy must change: one Via more, `received` and `rport` in the one below,
+//! Max-Forwards less one, our Route values gone, a Record-Route with the dialog's token. A verdict that cannot be
+//! carried out, since the result would not fit a datagram, becomes an answer. Cost: one plan of some edits, one copy.
 
 use super::outbox::Outbox;
-use super::{Message, Received, State};
+use super::{Message, Received, State, transaction_hash};
 use crate::base::id::BackendId;
 use crate::base::span::Span;
+use crate::base::text::Text;
 use crate::metrics::Reason;
 use crate::route::bindings::{Binding, Lasting};
 use crate::route::cookie::{BRANCH_LEN, BranchInput, TOKEN_MAX};
@@ -35,8 +38,8 @@ impl State {
             return self.counters.count_dropped(Reason::AckForAnswer);
         }
         let branch = snapshot.keys.encode_branch(snapshot.listener(rx.listener).id, &branch_input(&request, rx));
-        let transaction = u32::from_be_bytes([branch[15], branch[16], branch[17], branch[18]]);
-        let binding = self.bindings.get(message.key.0);
+        let transaction = transaction_hash(&branch);
+        let (key, binding) = self.look_up(message.key.0, &request, transaction);
         let scene = Scene { snapshot, ingress: rx.listener, source: rx.source, binding, transaction };
         let (mut verdict, is_forged) = decide(&scene, &request);
         self.counters.cookies_refused += u64::from(is_forged);
@@ -45,7 +48,7 @@ impl State {
                 Some(len) => {
                     outbox.commit(len, forward.egress, forward.destination);
                     self.count_forward(&forward);
-                    return self.learn_from_request(message, &request, &forward, binding, transaction);
+                    return self.learn_from_request(message, &request, &forward, (key, binding), transaction);
                 }
                 None => verdict = refuse(&request, Status::MessageTooLarge, Reason::EditFailed),
             }
@@ -55,6 +58,20 @@ impl State {
             Verdict::Drop(reason) => self.counters.count_dropped(reason),
             Verdict::Forward(_) => {}
         }
+    }
+
+    /// The binding that decides on a request, with its key: that of its Call-ID, or, for a straggler of an earlier
+    /// transaction of that Call-ID which another backend was given, the one that was kept for it.
+    fn look_up(&self, key: u128, request: &Request<'_>, transaction: u32) -> (u128, Option<Binding>) {
+        let latest = self.bindings.get(key);
+        let may_be_earlier = !request.is_in_dialog() || request.method == Method::Ack;
+        if may_be_earlier && latest.is_some_and(|latest| latest.transaction != transaction) {
+            let earlier_key = earlier_key(key, transaction);
+            if let Some(earlier) = self.bindings.get(earlier_key) {
+                return (earlier_key, Some(earlier));
+            }
+        }
+        (key, latest)
     }
 
     fn count_forward(&mut self, forward: &Forward) {
@@ -79,7 +96,7 @@ impl State {
         message: &Message<'_>,
         request: &Request<'_>,
         forward: &Forward,
-        binding: Option<Binding>,
+        (key, binding): (u128, Option<Binding>),
         transaction: u32,
     ) {
         let now = message.now;
@@ -89,13 +106,24 @@ impl State {
         match (binding, backend) {
             (_, None) => {}
             (Some(known), Some(id)) if known.backend == id && known.transaction == transaction => {}
+            // What it belongs to is at a backend that is gone, and selection found another: for as long as the
+            // transaction can live, retransmissions must find the same (RFC 3261 16.11), CANCEL and ACK included.
+            (Some(_), Some(id)) if forward.why == Why::Selection && belongs_to_something(request) => {
+                self.bindings.bind(now, key, id, transaction, lasting);
+            }
             (Some(known), Some(_)) if request.is_in_dialog() => self.bindings.refresh(now, known, known.lasting),
             // Neither starts anything of its own.
             _ if matches!(request.method, Method::Ack | Method::Cancel) => {}
             // Its own token finds the way.
             (None, Some(_)) if forward.why == Why::Cookie => {}
             (_, Some(id)) => {
-                let is_bound = self.bindings.bind(now, message.key.0, id, transaction, lasting);
+                // The transaction before may still be acknowledged or cancelled where it is.
+                if let Some(earlier) = binding.filter(|b| b.backend != id && b.transaction != transaction) {
+                    let key = earlier_key(key, earlier.transaction);
+                    let is_kept = self.bindings.bind(now, key, earlier.backend, earlier.transaction, Lasting::Linger);
+                    self.counters.bindings_refused += u64::from(!is_kept);
+                }
+                let is_bound = self.bindings.bind(now, key, id, transaction, lasting);
                 self.counters.bindings_refused += u64::from(!is_bound);
             }
         }
@@ -136,6 +164,19 @@ impl State {
     }
 }
 
+/// Is the request part of a dialog or of another transaction?
+fn belongs_to_something(request: &Request<'_>) -> bool {
+    request.is_in_dialog() || request.method == Method::Cancel
+}
+
+/// Under which key an earlier transaction of a Call-ID is bound, once a later one was given another backend: rare (a
+/// backend goes between a challenge and its answer), so it costs an entry only then. The transaction's hash is part
+/// of a MAC, so nobody outside can aim at another key.
+fn earlier_key(key: u128, transaction: u32) -> u128 {
+    // The golden ratio spreads it over both halves.
+    key ^ u128::from(transaction).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
+}
+
 /// What retransmissions, CANCEL and non-2xx ACK share; see [`crate::route::cookie`].
 fn branch_input<'a>(request: &Request<'a>, rx: &Received<'_>) -> BranchInput<'a> {
     BranchInput {
@@ -163,21 +204,19 @@ fn plan_received(edit: &mut Edit, bytes: &[u8], via: &Via, rx: &Received<'_>) {
     if has_true_address && via.received.is_none() && via.rport == Rport::Absent {
         return;
     }
-    let mut text = [0u8; 80];
-    let mut rest = &mut text[..];
-    // An address and a port fit.
-    let _ = write!(rest, ";received={}", rx.source.ip());
+    let mut text = Text::<80>::default();
+    text.push(b";received=");
+    text.push_ip(rx.source.ip());
     if via.rport != Rport::Absent {
-        let _ = write!(rest, ";rport={}", rx.source.port());
+        text.push(b";rport=");
+        text.push_number(u32::from(rx.source.port()));
     }
-    let left = rest.len();
-    let len = text.len() - left;
     if let Some((claimed, _)) = via.received {
         edit.remove(claimed);
     }
     match via.rport {
-        Rport::Absent => edit.insert(via.value.end as usize, &[&text[..len]]),
-        Rport::Asked(asked) | Rport::Filled(_, asked) => edit.replace(asked, &text[..len]),
+        Rport::Absent => edit.insert(via.value.end as usize, &[text.as_bytes()]),
+        Rport::Asked(asked) | Rport::Filled(_, asked) => edit.replace(asked, text.as_bytes()),
     }
 }
 
@@ -186,11 +225,9 @@ fn plan_max_forwards(edit: &mut Edit, request: &Request<'_>, first_via: usize) {
     match request.max_forwards {
         None => edit.insert(first_via, &[b"Max-Forwards: 70\r\n"]),
         Some((hops, digits)) => {
-            let mut text = [0u8; 3];
-            let mut rest = &mut text[..];
-            let _ = write!(rest, "{}", hops.saturating_sub(1));
-            let left = rest.len();
-            edit.replace(digits, &text[..3 - left]);
+            let mut text = Text::<3>::default();
+            text.push_number(u32::from(hops.saturating_sub(1)));
+            edit.replace(digits, text.as_bytes());
         }
     }
 }
@@ -200,18 +237,16 @@ fn plan_route(edit: &mut Edit, request: &Request<'_>, forward: &Forward) {
     let route = forward.route;
     let (bytes, scan) = (request.bytes, request.scan);
     if !route.restores_request_uri && !route.next_is_strict {
-        if route.own_routes > 0 {
-            values::remove_first(edit, bytes, scan, HeaderName::Route, route.own_routes);
-        }
-        return;
+        return values::remove_all(edit, route.own_routes.into_iter().flatten());
     }
     let all = || values(bytes, scan, HeaderName::Route).flatten();
     // What goes from the top goes in one piece: neighbours may share a line.
-    let mut top = route.own_routes + usize::from(route.next_is_strict);
+    let own_routes = route.own_count();
+    let mut top = own_routes + usize::from(route.next_is_strict);
     if route.restores_request_uri && all().count() == top + 1 {
         top += 1;
     }
-    values::remove_first(edit, bytes, scan, HeaderName::Route, top);
+    values::remove_all(edit, all().take(top));
     let uri = |value: Value| value.name_addr.uri.of(bytes);
     let target = match all().last().filter(|_| route.restores_request_uri) {
         Some(last) => {
@@ -222,7 +257,7 @@ fn plan_route(edit: &mut Edit, request: &Request<'_>, forward: &Forward) {
         }
         None => request.text(request.uri_span),
     };
-    match all().nth(route.own_routes).filter(|_| route.next_is_strict) {
+    match all().nth(own_routes).filter(|_| route.next_is_strict) {
         Some(next) => {
             edit.replace(request.uri_span, uri(next));
             edit.insert(scan.headers_end(), &[b"Route: <", target, b">\r\n"]);

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use super::outbox::Outbox;
-use super::{Message, State};
+use super::{Message, State, transaction_hash};
 use crate::base::span::Span;
 use crate::base::time::Instant;
 use crate::metrics::Reason;
@@ -28,6 +28,8 @@ struct Relayed {
     ingress: ListenerIndex,
     destination: SocketAddr,
     method: Method,
+    /// Hash of the transaction it belongs to.
+    transaction: u32,
 }
 
 impl State {
@@ -43,18 +45,19 @@ impl State {
             Ok(len) => {
                 outbox.commit(len, relayed.ingress, relayed.destination);
                 self.counters.responses_forwarded += 1;
-                self.learn_from_response(now, key, relayed.method, status);
+                self.learn_from_response(now, key, &relayed, status);
             }
             Err(_) => self.counters.count_dropped(Reason::EditFailed),
         }
     }
 
     /// How long the binding must last now.
-    fn learn_from_response(&mut self, now: Instant, key: CallKey, method: Method, status: u16) {
+    fn learn_from_response(&mut self, now: Instant, key: CallKey, relayed: &Relayed, status: u16) {
         let Some(binding) = self.bindings.get(key.0) else { return };
-        let lasting = match (method, status, binding.lasting) {
+        let lasting = match (relayed.method, status, binding.lasting) {
             (Method::Invite | Method::Subscribe, 200..=299, _) => Lasting::Dialog,
-            (Method::Invite, 300.., Lasting::Early) => Lasting::Linger,
+            // A challenge that is repeated while the next INVITE rings ends nothing.
+            (Method::Invite, 300.., Lasting::Early) if binding.transaction == relayed.transaction => Lasting::Linger,
             (Method::Bye, 200.., _) => Lasting::Linger,
             (_, _, lasting) => lasting,
         };
@@ -92,7 +95,8 @@ fn read_response(snapshot: &Snapshot, bytes: &[u8], scan: &Scan) -> Result<Relay
     if !is_family_right || is_forbidden(snapshot, destination) {
         return Err(Reason::UnusableVia);
     }
-    Ok(Relayed { own_via, ingress, destination, method: Method::decode(cseq.method.of(bytes)) })
+    let method = Method::decode(cseq.method.of(bytes));
+    Ok(Relayed { own_via, ingress, destination, method, transaction: transaction_hash(branch.of(bytes)) })
 }
 
 /// RFC 3261 18.1.2: sent-by must be what we would write.

@@ -131,11 +131,12 @@ fn read_route_set(scene: &Scene<'_>, request: &Request<'_>) -> Result<RouteSet, 
         }
         let uri = Uri::decode(request.bytes, span).map_err(|_| Reason::MalformedRoute)?;
         // Two of ours stand together where the two sides of Tandem differ (RFC 5658).
-        if route.edit.own_routes < 2 && names_us(scene.snapshot, request.bytes, &uri) {
-            route.edit.own_routes += 1;
-            route.read_token(scene, request, &uri);
-        } else {
-            route.next = Some(span);
+        match route.edit.own_routes.iter_mut().find(|own| own.is_none()) {
+            Some(own) if names_us(scene.snapshot, request.bytes, &uri) => {
+                *own = Some(value);
+                route.read_token(scene, request, &uri);
+            }
+            _ => route.next = Some(span),
         }
     }
     if route.edit.restores_request_uri {

@@ -60,8 +60,9 @@ impl<'a> Request<'a> {
         }
         let from = NameAddr::decode(bytes, once(HeaderName::From)?).map_err(|_| Reason::MalformedFromTo)?;
         let to = NameAddr::decode(bytes, once(HeaderName::To)?).map_err(|_| Reason::MalformedFromTo)?;
-        let from_tag = from.single_tag(bytes).map_err(|_| Reason::MalformedFromTo)?;
-        let to_tag = to.single_tag(bytes).map_err(|_| Reason::MalformedFromTo)?;
+        if from.is_tag_doubtful || to.is_tag_doubtful {
+            return Err(Reason::MalformedFromTo);
+        }
         let cseq = CSeq::decode(bytes, once(HeaderName::CSeq)?).map_err(|_| Reason::MalformedCSeq)?;
         if cseq.method.of(bytes) != method.of(bytes) {
             return Err(Reason::MalformedCSeq);
@@ -82,8 +83,8 @@ impl<'a> Request<'a> {
             uri,
             uri_span,
             via,
-            from_tag: from_tag.unwrap_or_default(),
-            to_tag,
+            from_tag: from.tag.unwrap_or_default(),
+            to_tag: to.tag,
             to_uri: to.uri,
             call_id,
             cseq: cseq.number,

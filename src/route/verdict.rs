@@ -8,9 +8,11 @@ use crate::metrics::Reason;
 use crate::route::cookie::Cookie;
 use crate::route::snapshot::{BackendIndex, ListenerIndex};
 use crate::sip::reply::Status;
+use crate::sip::values::Value;
 
 /// The decision on a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "nearly every verdict is to forward; a box would allocate a message")]
 pub enum Verdict {
     /// Send it on.
     Forward(Forward),
@@ -65,10 +67,17 @@ impl Why {
 /// Changes to the route set and the Request-URI.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RouteEdit {
-    /// Values of Route that name us and go, counted from the top.
-    pub own_routes: usize,
+    /// The values at the top of Route that name us and go.
+    pub own_routes: [Option<Value>; 2],
     /// A strict router before us put our URI into the Request-URI: the last Route value takes its place (16.4).
     pub restores_request_uri: bool,
     /// The next hop is a strict router: its URI becomes the Request-URI, which goes to the end of Route (16.6 item 6).
     pub next_is_strict: bool,
+}
+
+impl RouteEdit {
+    /// How many values of Route name us.
+    pub fn own_count(&self) -> usize {
+        self.own_routes.iter().flatten().count()
+    }
 }

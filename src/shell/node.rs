@@ -34,6 +34,10 @@ const COMMANDS_MAX: usize = 64;
 /// How long a report is waited for.
 const REPORT_MAX: Duration = Duration::from_millis(500);
 
+/// How long an address may stay taken after the process that had it has ended: the kernel closes sockets that io_uring
+/// holds a moment after it has reaped the process, so an immediate restart meets its own predecessor.
+const RELEASE_MAX: Duration = Duration::from_secs(1);
+
 /// A worker is one future that never yields, since glommio 0.9.0 goes to sleep on a task that can run when its preempt
 /// timer fires before the task does (`run_one_task_queue` breaks off, and `run` takes that for idleness).
 const PREEMPT_NEVER: Duration = Duration::from_secs(365 * 86_400);
@@ -284,16 +288,28 @@ fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
 fn bind_all(config: &Config, workers: usize) -> anyhow::Result<Vec<Vec<UdpSocket>>> {
     let addresses: Vec<SocketAddr> = config.services.iter().flat_map(|s| &s.listen).map(|l| l.address).collect();
     for address in &addresses {
-        // Without SO_REUSEPORT: refused when any other process listens there.
-        let probe = UdpSocket::bind(address);
-        drop(probe.with_context(|| {
+        probe_free(*address).with_context(|| {
             format!("cannot listen on udp:{address}; is another process there, and is the address one of this host's?")
-        })?);
+        })?;
     }
     let bind = |address: &SocketAddr| {
         bind(*address, config.limits.socket_buffer_bytes).with_context(|| format!("cannot listen on udp:{address}"))
     };
     (0..workers).map(|_| addresses.iter().map(bind).collect()).collect()
+}
+
+/// Binds without SO_REUSEPORT, which is refused when any other process listens there, and lets go again.
+#[allow(clippy::disallowed_methods, reason = "nothing is served yet")]
+fn probe_free(address: SocketAddr) -> io::Result<()> {
+    let begun = Clock::now();
+    loop {
+        match UdpSocket::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < RELEASE_MAX => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return result.map(drop),
+        }
+    }
 }
 
 fn bind(address: SocketAddr, buffer_bytes: usize) -> io::Result<UdpSocket> {

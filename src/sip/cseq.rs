@@ -1,6 +1,6 @@
 //! CSeq: a number and a method (RFC 3261 20.16, 8.1.1.5).
 
-use super::cursor::Cursor;
+use super::cursor::{Cursor, DIGITS, TOKEN};
 use crate::base::span::Span;
 
 /// A decoded CSeq.
@@ -25,7 +25,7 @@ impl CSeq {
     pub fn decode(bytes: &[u8], span: Span) -> Result<CSeq, CSeqError> {
         let mut cursor = Cursor::new(bytes, span);
         cursor.skip_white();
-        let digits = cursor.take_while(|b| b.is_ascii_digit());
+        let digits = cursor.take(&DIGITS);
         let mut number = 0u64;
         for digit in digits.of(bytes) {
             number = (number * 10 + u64::from(digit - b'0')).min(1 << 31);
@@ -33,7 +33,7 @@ impl CSeq {
         let gap = cursor.at();
         cursor.skip_white();
         let is_spaced = cursor.at() > gap;
-        let method = cursor.take_while(super::scan::is_token);
+        let method = cursor.take(&TOKEN);
         cursor.skip_white();
         if digits.is_empty() || number >= 1 << 31 || !is_spaced || method.is_empty() || cursor.peek().is_some() {
             return Err(CSeqError);

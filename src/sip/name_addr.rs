@@ -3,8 +3,8 @@
 //!
 //! Without angle brackets a semicolon after the URI starts a header parameter (RFC 3261 20), so the URI ends there.
 
-use super::cursor::Cursor;
-use super::params::{find_param, next_param};
+use super::cursor::{Class, Cursor};
+use super::params::next_param;
 use crate::base::span::Span;
 
 /// A decoded value; spans into the message.
@@ -16,6 +16,10 @@ pub struct NameAddr {
     pub uri: Span,
     /// Header parameters including the first semicolon; may be empty.
     pub params: Span,
+    /// The value of the `tag` parameter (RFC 3261 19.3), unless it is empty.
+    pub tag: Option<Span>,
+    /// Is a tag empty, or does one stand twice (RFC 3261 7.3.1)? Another reader may see another tag then.
+    pub is_tag_doubtful: bool,
     /// Where the next value of the same line begins, if a comma follows.
     pub next: Option<u32>,
 }
@@ -40,8 +44,14 @@ impl NameAddr {
         }
         let params_start = cursor.at();
         let mut end = params_start;
+        let (mut tag, mut is_tag_doubtful) = (None, false);
         while let Some(param) = next_param(&mut cursor) {
             end = param.whole.end as usize;
+            if param.name.of(bytes).eq_ignore_ascii_case(b"tag") {
+                let value = param.value.filter(|value| !value.is_empty());
+                is_tag_doubtful |= tag.is_some() || value.is_none();
+                tag = tag.or(value);
+            }
         }
         cursor.skip_white();
         let next = match cursor.peek() {
@@ -54,34 +64,13 @@ impl NameAddr {
             Some(_) => return Err(NameAddrError),
         };
         let params = Span::new(params_start, end);
-        Ok(NameAddr { value: Span::new(start, end), uri, params, next })
-    }
-
-    /// As [`NameAddr::tag`], for a reader that must not see another tag than the next one does.
-    ///
-    /// # Errors
-    ///
-    /// When a tag is empty or stands twice (RFC 3261 7.3.1).
-    pub fn single_tag(&self, bytes: &[u8]) -> Result<Option<Span>, NameAddrError> {
-        let mut cursor = Cursor::new(bytes, self.params);
-        let mut tag = None;
-        while let Some(param) = next_param(&mut cursor) {
-            if param.name.of(bytes).eq_ignore_ascii_case(b"tag") {
-                let value = param.value.filter(|v| !v.is_empty() && tag.is_none()).ok_or(NameAddrError)?;
-                tag = Some(value);
-            }
-        }
-        Ok(tag)
-    }
-
-    /// The value of the `tag` parameter (RFC 3261 19.3).
-    pub fn tag(&self, bytes: &[u8]) -> Option<Span> {
-        if self.params.is_empty() {
-            return None;
-        }
-        find_param(bytes, self.params, b"tag").and_then(|p| p.value).filter(|v| !v.is_empty())
+        Ok(NameAddr { value: Span::new(start, end), uri, params, tag, is_tag_doubtful, next })
     }
 }
+
+const DISPLAY_NAME: Class = Class::but(b"<,;\"");
+
+const BARE_URI: Class = Class::but(b"<>,;\" \t\r\n");
 
 /// Leaves the cursor behind the URI and its closing bracket.
 fn take_uri(cursor: &mut Cursor<'_>) -> Option<Span> {
@@ -94,7 +83,7 @@ fn take_uri(cursor: &mut Cursor<'_>) -> Option<Span> {
     }
     let mut probe = cursor.clone();
     // A token display name cannot contain these, a bare URI cannot contain `<`.
-    probe.take_while(|b| !matches!(b, b'<' | b',' | b';' | b'"'));
+    probe.take(&DISPLAY_NAME);
     if probe.eat(b'<') {
         let uri = probe.take_until(b'>');
         if !probe.eat(b'>') || probe.bytes_of(uri).iter().any(|b| *b <= b' ') {
@@ -103,7 +92,7 @@ fn take_uri(cursor: &mut Cursor<'_>) -> Option<Span> {
         *cursor = probe;
         return Some(uri);
     }
-    Some(cursor.take_while(|b| !matches!(b, b'<' | b'>' | b',' | b';' | b'"' | b' ' | b'\t' | b'\r' | b'\n')))
+    Some(cursor.take(&BARE_URI))
 }
 
 #[cfg(test)]
@@ -114,7 +103,7 @@ mod tests {
         let bytes = text.as_bytes();
         let it = NameAddr::decode(bytes, Span::new(0, bytes.len())).ok()?;
         let str = |s: Span| std::str::from_utf8(s.of(bytes)).unwrap();
-        Some((str(it.uri), str(it.params), it.tag(bytes).map(str)))
+        Some((str(it.uri), str(it.params), it.tag.map(str)))
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! stand around `;` and `=` (RFC 3261 25.1 generic-param). The walk ends at the first byte that is none of these,
 //! which the caller inspects.
 
-use super::cursor::Cursor;
+use super::cursor::{Class, Cursor};
 use crate::base::span::Span;
 
 /// One parameter.
@@ -20,6 +20,7 @@ pub struct Param {
 
 /// Takes the next parameter, white space before it included; leaves the cursor untouched when there is none, before
 /// a semicolon without a name too, which its callers refuse.
+#[inline]
 pub(crate) fn next_param(cursor: &mut Cursor<'_>) -> Option<Param> {
     let mut probe = cursor.clone();
     probe.skip_white();
@@ -28,7 +29,7 @@ pub(crate) fn next_param(cursor: &mut Cursor<'_>) -> Option<Param> {
         return None;
     }
     probe.skip_white();
-    let name = probe.take_while(is_param_byte);
+    let name = probe.take(&PARAM);
     if name.is_empty() {
         return None;
     }
@@ -41,7 +42,7 @@ pub(crate) fn next_param(cursor: &mut Cursor<'_>) -> Option<Param> {
         let taken = match after.peek() {
             Some(b'"') => after.take_quoted()?,
             // Base64 in branches and tags ends in `=`, whatever the grammar of a token says.
-            _ => after.take_while(|b| b == b'=' || is_param_byte(b)),
+            _ => after.take(&PARAM_VALUE),
         };
         value = Some(taken);
         end = after.at();
@@ -52,10 +53,9 @@ pub(crate) fn next_param(cursor: &mut Cursor<'_>) -> Option<Param> {
 }
 
 /// Everything but what ends a parameter in any of the places where one may stand.
-#[inline]
-fn is_param_byte(byte: u8) -> bool {
-    !matches!(byte, b';' | b',' | b'=' | b'>' | b'<' | b'?' | b'"' | b' ' | b'\t' | b'\r' | b'\n')
-}
+const PARAM: Class = Class::but(b";,=><?\" \t\r\n");
+
+const PARAM_VALUE: Class = Class::but(b";,><?\" \t\r\n");
 
 /// The parameter called `name` in `span`, which begins at a semicolon or before one.
 pub fn find_param(bytes: &[u8], span: Span, name: &[u8]) -> Option<Param> {

@@ -17,8 +17,9 @@
 //! given at construction; after an error the lines found so far stay, so that an answer can be made from them.
 //! Cost: linear in the header section; the body is not looked at.
 
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 
+use super::cursor::{Class, TOKEN};
 use crate::base::span::Span;
 
 /// The headers that routing reads; every other header passes unseen.
@@ -146,13 +147,14 @@ impl Scan {
         if start == bytes.len() {
             return Err(ScanError::Empty);
         }
-        let line_end = memchr(b'\n', &bytes[start..]).map_or(bytes.len(), |i| start + i + 1);
+        let line_end = line_end(bytes, start);
         self.start_line_end = line_end as u32;
         let start_line = scan_start_line(bytes, start, line_end);
         // Headers are scanned even then: a 400 or 505 is made from them.
         self.start_line = start_line.ok();
-        self.scan_headers(bytes, line_end)?;
+        let headers = self.scan_headers(bytes, line_end);
         start_line?;
+        headers?;
         self.cut_body(bytes)
     }
 
@@ -222,44 +224,46 @@ impl Scan {
                 self.headers_end = at as u32;
                 return Err(ScanError::TooManyHeaders);
             }
-            let first_end = memchr(b'\n', rest).map_or(bytes.len(), |i| at + i + 1);
-            let mut next = first_end;
-            line_crs += ends_in_crlf(bytes, first_end);
+            // One search finds the end of the name, or that there is none in this line.
+            let colon = match memchr2(b':', b'\n', rest) {
+                Some(i) if rest[i] == b':' && i > 0 && !matches!(rest[0], b' ' | b'\t') => Some(at + i),
+                _ => None,
+            };
+            let mut next = line_end(bytes, colon.unwrap_or(at));
+            line_crs += ends_in_crlf(bytes, next);
             while matches!(bytes.get(next), Some(b' ' | b'\t')) {
-                next = memchr(b'\n', &bytes[next..]).map_or(bytes.len(), |i| next + i + 1);
+                next = line_end(bytes, next);
                 line_crs += ends_in_crlf(bytes, next);
             }
-            if self.scan_header(bytes, at, first_end, next).is_none() {
-                broken = Err(ScanError::HeaderLine);
+            match colon {
+                Some(colon) => self.scan_header(bytes, at, colon, next),
+                None => broken = Err(ScanError::HeaderLine),
             }
             at = next;
         }
     }
 
-    /// Reads one header of `at..next`, whose first line ends at `first_end`; `None` when it has no name there.
+    /// Notes the header line `at..next` whose name ends before `colon`, if routing reads it.
     #[inline]
-    fn scan_header(&mut self, bytes: &[u8], at: usize, first_end: usize, next: usize) -> Option<()> {
-        let colon = bytes[at..first_end].iter().position(|b| *b == b':')?;
-        let line = &bytes[at..next];
-        let mut name = &line[..colon];
-        while let [head @ .., b' ' | b'\t'] = name {
-            name = head;
+    fn scan_header(&mut self, bytes: &[u8], at: usize, colon: usize, next: usize) {
+        let mut name_end = colon;
+        while name_end > at && matches!(bytes[name_end - 1], b' ' | b'\t') {
+            name_end -= 1;
         }
-        if name.is_empty() || matches!(name[0], b' ' | b'\t') {
-            return None;
+        let Some(name) = header_name(&bytes[at..name_end]) else { return };
+        let (mut start, mut end) = (colon + 1, next);
+        while start < end && is_white(bytes[start]) {
+            start += 1;
         }
-        let Some(name) = header_name(name) else { return Some(()) };
-        let value = &line[colon + 1..];
-        let lead = value.iter().position(|b| !is_white(*b)).unwrap_or(value.len());
-        let start = at + colon + 1 + lead;
-        let end = value.iter().rposition(|b| !is_white(*b)).map_or(start, |i| at + colon + 2 + i);
+        while end > start && is_white(bytes[end - 1]) {
+            end -= 1;
+        }
         self.headers.push(HeaderLine { name, line: Span::new(at, next), value: Span::new(start, end) });
         self.count[name as usize] += 1;
         let first = &mut self.first[name as usize];
         if *first == 0 {
             *first = self.headers.len() as u16;
         }
-        Some(())
     }
 
     /// Ends the message where Content-Length says: RFC 3261 18.3 for datagrams.
@@ -286,6 +290,15 @@ impl Scan {
     }
 }
 
+/// What a Request-URI may hold as far as the scan can tell: no control bytes and no white space.
+const URI: Class = Class::above(b' ');
+
+/// One past the next line feed at or after `from`.
+#[inline]
+fn line_end(bytes: &[u8], from: usize) -> usize {
+    memchr(b'\n', &bytes[from..]).map_or(bytes.len(), |i| from + i + 1)
+}
+
 /// 1 when the line that ends at `end` ends in CRLF.
 #[inline]
 fn ends_in_crlf(bytes: &[u8], end: usize) -> usize {
@@ -307,10 +320,10 @@ fn scan_start_line(bytes: &[u8], start: usize, end: usize) -> Result<StartLine, 
     let method = memchr(b' ', line).ok_or(ScanError::StartLine)?;
     let version = memchr::memrchr(b' ', line).ok_or(ScanError::StartLine)?;
     let uri = line.get(method + 1..version).ok_or(ScanError::StartLine)?;
-    if method == 0 || !line[..method].iter().all(|b| is_token(*b)) {
+    if method == 0 || !line[..method].iter().all(|b| TOKEN.has(*b)) {
         return Err(ScanError::StartLine);
     }
-    if uri.is_empty() || uri[0] == b'<' || uri.iter().any(|b| *b <= b' ') {
+    if uri.is_empty() || uri[0] == b'<' || !uri.iter().all(|b| URI.has(*b)) {
         return Err(ScanError::StartLine);
     }
     match &line[version + 1..] {
@@ -352,37 +365,30 @@ fn decode_length(value: &[u8]) -> Option<usize> {
     Some(length)
 }
 
-/// `token` of RFC 3261 25.1.
-pub(crate) const fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'!' | b'%' | b'*' | b'_' | b'+' | b'`' | b'\'' | b'~')
-}
-
 /// Names by length first: most headers that routing does not read are told apart without a comparison.
 #[inline]
 fn header_name(name: &[u8]) -> Option<HeaderName> {
     use HeaderName::*;
-    let is = |long: &[u8]| name.eq_ignore_ascii_case(long);
-    match name.len() {
-        1 => match name[0] | 0x20 {
-            b'v' => Some(Via),
-            b'f' => Some(From),
-            b't' => Some(To),
-            b'i' => Some(CallId),
-            b'm' => Some(Contact),
-            b'l' => Some(ContentLength),
-            _ => None,
-        },
-        2 if is(b"To") => Some(To),
-        3 if is(b"Via") => Some(Via),
-        4 if is(b"From") => Some(From),
-        4 if is(b"CSeq") => Some(CSeq),
-        5 if is(b"Route") => Some(Route),
-        7 if is(b"Call-ID") => Some(CallId),
-        7 if is(b"Contact") => Some(Contact),
-        12 if is(b"Max-Forwards") => Some(MaxForwards),
-        12 if is(b"Record-Route") => Some(RecordRoute),
-        13 if is(b"Proxy-Require") => Some(ProxyRequire),
-        14 if is(b"Content-Length") => Some(ContentLength),
-        _ => None,
-    }
+    let &first = name.first()?;
+    let (long, header): (&[u8], HeaderName) = match (name.len(), first | 0x20) {
+        (1, b'v') => return Some(Via),
+        (1, b'f') => return Some(From),
+        (1, b't') => return Some(To),
+        (1, b'i') => return Some(CallId),
+        (1, b'm') => return Some(Contact),
+        (1, b'l') => return Some(ContentLength),
+        (2, b't') => (b"To", To),
+        (3, b'v') => (b"Via", Via),
+        (4, b'f') => (b"From", From),
+        (4, b'c') => (b"CSeq", CSeq),
+        (5, b'r') => (b"Route", Route),
+        (7, b'c') if name[1] | 0x20 == b'a' => (b"Call-ID", CallId),
+        (7, b'c') => (b"Contact", Contact),
+        (12, b'm') => (b"Max-Forwards", MaxForwards),
+        (12, b'r') => (b"Record-Route", RecordRoute),
+        (13, b'p') => (b"Proxy-Require", ProxyRequire),
+        (14, b'c') => (b"Content-Length", ContentLength),
+        _ => return None,
+    };
+    (name == long || name.eq_ignore_ascii_case(long)).then_some(header)
 }

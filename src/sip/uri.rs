@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use super::cursor::{Cursor, decode_ip, decode_port};
+use super::cursor::{Class, Cursor, DIGITS, decode_ip, decode_port};
 use super::params::find_param;
 use crate::base::span::Span;
 
@@ -84,7 +84,7 @@ impl Uri {
             _ if params.is_empty() => {}
             _ => return Err(UriError),
         }
-        if host.of(bytes).iter().any(|b| !is_host_byte(*b)) {
+        if host.of(bytes).iter().any(|b| !HOST.has(*b)) {
             return Err(UriError);
         }
         let has_headers = cursor.peek().is_some();
@@ -107,9 +107,11 @@ fn is_scheme(text: &[u8]) -> bool {
         && text.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'))
 }
 
-fn is_host_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':' | b'[' | b']')
-}
+/// What a name or an address is made of.
+const HOST: Class = Class::alphanumeric_and(b"-._:[]");
+
+/// What cannot be in a host: it ends there.
+const HOST_END: Class = Class::but(b":;,?> \t\r\n");
 
 /// A port that is not a number from 1 to 65,535.
 #[derive(Clone, Copy, Debug)]
@@ -124,7 +126,7 @@ pub(crate) fn decode_host_port(cursor: &mut Cursor<'_>) -> Option<(Span, Result<
         }
         Span { start: open.start, end: open.end + 1 }
     } else {
-        cursor.take_while(|b| !matches!(b, b':' | b';' | b',' | b'?' | b'>' | b' ' | b'\t' | b'\r' | b'\n'))
+        cursor.take(&HOST_END)
     };
     if host.is_empty() {
         return None;
@@ -135,7 +137,7 @@ pub(crate) fn decode_host_port(cursor: &mut Cursor<'_>) -> Option<(Span, Result<
         return Some((host, Ok(None)));
     }
     after.skip_white();
-    let digits = after.take_while(|b| b.is_ascii_digit());
+    let digits = after.take(&DIGITS);
     let port = decode_port(after.bytes_of(digits)).ok_or(PortError).map(Some);
     *cursor = after;
     Some((host, port))

@@ -9,7 +9,7 @@ use super::scan::{HeaderName, Scan};
 use crate::base::span::Span;
 
 /// One value and the line it stands in.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Value {
     /// The value.
     pub name_addr: NameAddr,
@@ -49,23 +49,22 @@ pub fn values<'a>(
     })
 }
 
-/// Plans the removal of the first `count` values of `name`.
-pub fn remove_first(edit: &mut Edit, bytes: &[u8], scan: &Scan, name: HeaderName, count: usize) {
-    let mut from = None;
-    for value in values(bytes, scan, name).take(count).flatten() {
-        match value.name_addr.next {
+/// Plans the removal of values that follow each other from the top.
+pub fn remove_all(edit: &mut Edit, first: impl Iterator<Item = Value>) {
+    let mut pending: Option<Span> = None;
+    for value in first {
+        let start = pending.map_or(value.name_addr.value.start, |span| span.start);
+        pending = match value.name_addr.next {
+            Some(next) => Some(Span { start, end: next }),
             // Its line is used up: the whole line goes.
             None => {
                 edit.remove(value.line);
-                from = None;
+                None
             }
-            Some(_) => {
-                from.get_or_insert(value.name_addr.value.start);
-            }
-        }
+        };
     }
-    if let (Some(start), Some(Ok(kept))) = (from, values(bytes, scan, name).nth(count)) {
-        edit.remove(Span { start, end: kept.name_addr.value.start });
+    if let Some(span) = pending {
+        edit.remove(span);
     }
 }
 
@@ -87,7 +86,8 @@ mod tests {
         let mut scan = Scan::with_capacity(20);
         scan.scan(text.as_bytes()).unwrap();
         let mut edit = Edit::default();
-        remove_first(&mut edit, text.as_bytes(), &scan, HeaderName::Route, count);
+        let all: Vec<Value> = values(text.as_bytes(), &scan, HeaderName::Route).map(Result::unwrap).collect();
+        remove_all(&mut edit, all.into_iter().take(count));
         let mut out = [0; 500];
         let n = edit.apply(text.as_bytes(), scan.message(), &mut out).unwrap();
         let out = String::from_utf8(out[..n].to_vec()).unwrap();

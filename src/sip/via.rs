@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use super::cursor::{Cursor, decode_ip, decode_port};
+use super::cursor::{Class, Cursor, TOKEN, decode_ip, decode_port};
 use super::params::next_param;
 use super::uri::decode_host_port;
 use crate::base::span::Span;
@@ -15,6 +15,8 @@ pub const DEFAULT_PORT: u16 = 5060;
 
 /// The start of every branch made by an RFC 3261 element (RFC 3261 8.1.1.7).
 pub const MAGIC_COOKIE: &[u8] = b"z9hG4bK";
+
+const VERSION_PART: Class = Class::but(b"/ \t\r\n");
 
 /// The `rport` parameter (RFC 3581).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +79,7 @@ impl Via {
         let start = cursor.at();
         let mut version = Span::default();
         for is_named in [|name: &[u8]| name.eq_ignore_ascii_case(b"SIP"), |version: &[u8]| !version.is_empty()] {
-            version = cursor.take_while(|b| !matches!(b, b'/' | b' ' | b'\t' | b'\r' | b'\n'));
+            version = cursor.take(&VERSION_PART);
             if !is_named(version.of(bytes)) {
                 return Err(ViaError);
             }
@@ -87,7 +89,7 @@ impl Via {
             }
             cursor.skip_white();
         }
-        let transport = cursor.take_while(super::scan::is_token);
+        let transport = cursor.take(&TOKEN);
         let gap = cursor.at();
         cursor.skip_white();
         if transport.is_empty() || cursor.at() == gap {

@@ -61,7 +61,7 @@ impl NaiveMessage {
         let header_error = found.read_headers(bytes, section, headers_max);
         let start_error = start_line_error(&bytes[found.start_line.clone()]);
         let end_error = end_line.is_none().then_some("Unterminated");
-        found.error = header_error.or(end_error).or(start_error);
+        found.error = start_error.or(header_error).or(end_error);
         if found.error.is_none() {
             let body = lines[end_line.unwrap_or_default()].end;
             match found.body_end(bytes, body) {
@@ -146,8 +146,7 @@ fn long_name(name: &[u8]) -> String {
 }
 
 fn start_line_error(line: &[u8]) -> Option<&'static str> {
-    let text = line.strip_suffix(b"\n").unwrap_or(line);
-    let text = text.strip_suffix(b"\r").unwrap_or(text);
+    let text = line.strip_suffix(b"\r\n").or(line.strip_suffix(b"\n")).unwrap_or(line);
     if text.len() >= 8 && text[..4].eq_ignore_ascii_case(b"SIP/") {
         let is_two = text[..8].eq_ignore_ascii_case(b"SIP/2.0 ");
         let status =

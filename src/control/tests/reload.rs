@@ -110,7 +110,7 @@ fn secrets_rotate_without_being_shown() {
     let mut next = config(1);
     next.node.secret = Some(crate::config::Secret([0xAB; 16]));
     let diff = bench.control.apply_config(bench.now, next).unwrap().to_string();
-    assert_eq!(diff, "[node]: secret unset -> a new one");
+    assert_eq!(diff, "[node]: secret set -> a new one");
     assert_eq!(bench.drain(), 0);
     assert_eq!(bench.snapshots.len(), 2);
 }

@@ -1,0 +1,126 @@
+//! The whole system in one thread from one seed: real engines, real control cores, a network that fails.
+//!
+//! ```text
+//! cargo test --test sim                       a few seeds, and the planted defects
+//! SIM_SEEDS=2000 cargo test --release --test sim
+//! SIM_SEED=42 cargo test --test sim           one run again
+//! ```
+//!
+//! Two active nodes share addresses and secret. Phones of several sorts call through them to servers that crash,
+//! leave and change weight, over a network that loses, duplicates, reorders, delays and truncates; clocks step and
+//! strangers forge. `checks.rs` says what must hold at every step, `planted.rs` proves that it would be noticed.
+
+// A test has no outside: `pub` says what a file gives to the others.
+#![allow(unreachable_pub)]
+
+mod agent;
+mod backend;
+mod caller;
+mod checks;
+mod faults;
+mod message;
+mod node;
+mod planted;
+mod regressions;
+mod world;
+
+use std::collections::BTreeMap;
+
+use checks::Violation;
+use planted::Bug;
+use world::{Options, Report, World};
+
+fn options(seed: u64, bug: Bug) -> Options {
+    Options { seed, nodes: 2, backends: 3, callers: 8, bug }
+}
+
+fn run(seed: u64, bug: Bug) -> Result<Report, Violation> {
+    World::new(options(seed, bug)).run()
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+}
+
+/// Runs the seeds that the environment asks for and adds up what they saw.
+fn run_seeds(seeds: impl Iterator<Item = u64>) -> BTreeMap<String, u64> {
+    let mut seen = BTreeMap::new();
+    let mut failures = Vec::new();
+    for seed in seeds {
+        match run(seed, Bug::None) {
+            Ok(report) => report.seen.into_iter().for_each(|(what, n)| *seen.entry(what).or_default() += n),
+            Err(Violation { rule, text }) => {
+                println!("seed {seed} breaks `{rule}`: {text}\n  SIM_SEED={seed} cargo test --test sim\n");
+                failures.push(seed);
+            }
+        }
+    }
+    assert!(
+        failures.is_empty(),
+        "{} seeds fail; again with SIM_SEED=<one of {failures:?}> cargo test --test sim",
+        failures.len()
+    );
+    seen
+}
+
+#[test]
+fn invariants_hold_for_every_seed() {
+    if let Some(seed) = number("SIM_SEED") {
+        println!("{:#?}", run_seeds(std::iter::once(seed)));
+        return;
+    }
+    let seeds = number("SIM_SEEDS").unwrap_or(20);
+    let seen = run_seeds(0..seeds);
+    println!("{seeds} seeds: {seen:#?}");
+    if seeds < 20 {
+        return;
+    }
+    let expected = [
+        "INVITE 200",
+        "INVITE 486",
+        "INVITE 487",
+        "REGISTER 200",
+        "OPTIONS 200",
+        "MESSAGE 200",
+        "cookie",
+        "binding",
+        "selection",
+        "response",
+        "hand-over",
+        "full ring",
+        "full table",
+        "forged cookie",
+        "twin asked",
+        "crash",
+        "change",
+        "clock step",
+        "backend up",
+        "backend down",
+        "response-bad-branch",
+        "content-length",
+    ];
+    let missing: Vec<_> = expected.iter().filter(|what| !seen.contains_key(**what)).collect();
+    assert!(missing.is_empty(), "never happened: {missing:?}");
+}
+
+#[test]
+fn a_seed_gives_the_same_run_again() {
+    assert_eq!(run(7, Bug::None), run(7, Bug::None));
+    assert_ne!(run(7, Bug::None).map(|r| r.digest), run(8, Bug::None).map(|r| r.digest));
+}
+
+#[test]
+fn one_node_alone_keeps_the_invariants() {
+    let options = Options { nodes: 1, ..options(3, Bug::None) };
+    World::new(options).run().map_err(|v| format!("{v:?}")).unwrap();
+}
+
+#[test]
+fn planted_bugs_are_caught() {
+    for (bug, rules) in Bug::ALL {
+        let caught = (0..40).find_map(|seed| run(seed, bug).err().map(|violation| (seed, violation)));
+        let Some((seed, violation)) = caught else { panic!("{bug:?} is never noticed") };
+        println!("{bug:?}: seed {seed} breaks `{}`", violation.rule);
+        assert!(rules.contains(&violation.rule), "{bug:?} is noticed for another reason: {violation:?}");
+    }
+}
