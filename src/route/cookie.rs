@@ -117,12 +117,13 @@ impl Keys {
 
     /// Is `branch` one that we made for `input`? Returns the listener at which the request came in.
     pub fn decode_branch(&self, branch: &[u8], input: &BranchInput<'_>) -> Option<ListenerId> {
-        let mut raw = [0; 12];
         let (magic, text) = branch.split_at_checked(MAGIC_COOKIE.len())?;
         if magic != MAGIC_COOKIE || text.len() != BRANCH_LEN - MAGIC_COOKIE.len() {
             return None;
         }
-        URL_SAFE_NO_PAD.decode_slice_unchecked(text, &mut raw).ok().filter(|n| *n == raw.len())?;
+        // Head and listener are the first four characters; the rest is compared as text.
+        let mut raw = [0; 3];
+        URL_SAFE_NO_PAD.decode_slice_unchecked(&text[..4], &mut raw).ok().filter(|n| *n == raw.len())?;
         let ingress = ListenerId(u16::from_be_bytes([raw[1], raw[2]]));
         self.of_head(raw[0]).find(|key| key.branch(ingress, input)[..] == *branch).map(|_| ingress)
     }

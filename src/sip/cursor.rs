@@ -63,10 +63,10 @@ impl Class {
 }
 
 /// `token` of RFC 3261 25.1.
-pub(crate) const TOKEN: Class = Class::alphanumeric_and(b"-.!%*_+`'~");
+pub(crate) static TOKEN: Class = Class::alphanumeric_and(b"-.!%*_+`'~");
 
 /// Decimal digits.
-pub(crate) const DIGITS: Class = Class::of(b"0123456789");
+pub(crate) static DIGITS: Class = Class::of(b"0123456789");
 
 /// A position inside a span of the message.
 #[derive(Clone, Debug)]

@@ -68,9 +68,9 @@ impl NameAddr {
     }
 }
 
-const DISPLAY_NAME: Class = Class::but(b"<,;\"");
+static DISPLAY_NAME: Class = Class::but(b"<,;\"");
 
-const BARE_URI: Class = Class::but(b"<>,;\" \t\r\n");
+static BARE_URI: Class = Class::but(b"<>,;\" \t\r\n");
 
 /// Leaves the cursor behind the URI and its closing bracket.
 fn take_uri(cursor: &mut Cursor<'_>) -> Option<Span> {

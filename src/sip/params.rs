@@ -53,9 +53,9 @@ pub(crate) fn next_param(cursor: &mut Cursor<'_>) -> Option<Param> {
 }
 
 /// Everything but what ends a parameter in any of the places where one may stand.
-const PARAM: Class = Class::but(b";,=><?\" \t\r\n");
+static PARAM: Class = Class::but(b";,=><?\" \t\r\n");
 
-const PARAM_VALUE: Class = Class::but(b";,><?\" \t\r\n");
+static PARAM_VALUE: Class = Class::but(b";,><?\" \t\r\n");
 
 /// The parameter called `name` in `span`, which begins at a semicolon or before one.
 pub fn find_param(bytes: &[u8], span: Span, name: &[u8]) -> Option<Param> {

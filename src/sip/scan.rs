@@ -225,7 +225,7 @@ impl Scan {
                 return Err(ScanError::TooManyHeaders);
             }
             // One search finds the end of the name, or that there is none in this line.
-            let colon = match memchr2(b':', b'\n', rest) {
+            let colon = match find_colon_or_line_feed(rest) {
                 Some(i) if rest[i] == b':' && i > 0 && !matches!(rest[0], b' ' | b'\t') => Some(at + i),
                 _ => None,
             };
@@ -291,7 +291,28 @@ impl Scan {
 }
 
 /// What a Request-URI may hold as far as the scan can tell: no control bytes and no white space.
-const URI: Class = Class::above(b' ');
+static URI: Class = Class::above(b' ');
+
+/// The first colon or line feed.
+///
+/// Names are short, so eight bytes at a time beat the call of a vectorised search: a byte of `word ^ pattern` is zero
+/// where the pattern's byte stands, and `(x - 0x01..) & !x & 0x80..` has the top bit of the lowest zero byte set
+/// (Mycroft 1987); bits above it may be wrong, the lowest never is.
+#[inline]
+fn find_colon_or_line_feed(text: &[u8]) -> Option<usize> {
+    const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
+    const TOPS: u64 = u64::from_ne_bytes([0x80; 8]);
+    let zeros = |x: u64| x.wrapping_sub(ONES) & !x & TOPS;
+    for (i, chunk) in text.chunks_exact(8).take(4).enumerate() {
+        let word = u64::from_le_bytes(chunk.try_into().unwrap_or_default());
+        let hits = zeros(word ^ (ONES * 0x3A)) | zeros(word ^ (ONES * 0x0A));
+        if hits != 0 {
+            return Some(i * 8 + hits.trailing_zeros() as usize / 8);
+        }
+    }
+    let done = (text.len() / 8).min(4) * 8;
+    memchr2(b':', b'\n', &text[done..]).map(|i| done + i)
+}
 
 /// One past the next line feed at or after `from`.
 #[inline]

@@ -108,10 +108,10 @@ fn is_scheme(text: &[u8]) -> bool {
 }
 
 /// What a name or an address is made of.
-const HOST: Class = Class::alphanumeric_and(b"-._:[]");
+static HOST: Class = Class::alphanumeric_and(b"-._:[]");
 
 /// What cannot be in a host: it ends there.
-const HOST_END: Class = Class::but(b":;,?> \t\r\n");
+static HOST_END: Class = Class::but(b":;,?> \t\r\n");
 
 /// A port that is not a number from 1 to 65,535.
 #[derive(Clone, Copy, Debug)]

@@ -16,7 +16,7 @@ pub const DEFAULT_PORT: u16 = 5060;
 /// The start of every branch made by an RFC 3261 element (RFC 3261 8.1.1.7).
 pub const MAGIC_COOKIE: &[u8] = b"z9hG4bK";
 
-const VERSION_PART: Class = Class::but(b"/ \t\r\n");
+static VERSION_PART: Class = Class::but(b"/ \t\r\n");
 
 /// The `rport` parameter (RFC 3581).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +77,19 @@ impl Via {
         let mut cursor = Cursor::new(bytes, span);
         cursor.skip_white();
         let start = cursor.at();
+        // What nearly every Via begins with needs no walk.
+        let text = &bytes[start..(span.end as usize).min(bytes.len()).max(start)];
+        if text.starts_with(b"SIP/2.0/UDP ") {
+            let mut rest = Cursor::new(bytes, Span { start: start as u32 + 12, ..span });
+            rest.skip_white();
+            return Self::decode_sent_by(
+                bytes,
+                start,
+                Span::new(start + 4, start + 7),
+                Span::new(start + 8, start + 11),
+                rest,
+            );
+        }
         let mut version = Span::default();
         for is_named in [|name: &[u8]| name.eq_ignore_ascii_case(b"SIP"), |version: &[u8]| !version.is_empty()] {
             version = cursor.take(&VERSION_PART);
@@ -95,6 +108,16 @@ impl Via {
         if transport.is_empty() || cursor.at() == gap {
             return Err(ViaError);
         }
+        Self::decode_sent_by(bytes, start, version, transport, cursor)
+    }
+
+    fn decode_sent_by(
+        bytes: &[u8],
+        start: usize,
+        version: Span,
+        transport: Span,
+        mut cursor: Cursor<'_>,
+    ) -> Result<Via, ViaError> {
         let (host, port) = decode_host_port(&mut cursor).ok_or(ViaError)?;
         let port = port.map_err(|_| ViaError)?;
         let mut via = Via {
