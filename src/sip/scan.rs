@@ -147,12 +147,13 @@ impl Scan {
         if start == bytes.len() {
             return Err(ScanError::Empty);
         }
-        let line_end = line_end(bytes, start);
+        let mut has_bare_cr = false;
+        let line_end = line_end(bytes, start, &mut has_bare_cr);
         self.start_line_end = line_end as u32;
         let start_line = scan_start_line(bytes, start, line_end);
         // Headers are scanned even then: a 400 or 505 is made from them.
         self.start_line = start_line.ok();
-        let headers = self.scan_headers(bytes, line_end);
+        let headers = self.scan_headers(bytes, line_end, has_bare_cr);
         start_line?;
         headers?;
         self.cut_body(bytes)
@@ -203,18 +204,15 @@ impl Scan {
         usize::from(self.count[name as usize])
     }
 
-    fn scan_headers(&mut self, bytes: &[u8], from: usize) -> Result<(), ScanError> {
+    fn scan_headers(&mut self, bytes: &[u8], from: usize, mut has_bare_cr: bool) -> Result<(), ScanError> {
         let mut at = from;
         let mut lines = 0;
         let mut broken = Ok(());
-        let mut line_crs = ends_in_crlf(bytes, from);
         loop {
             let rest = &bytes[at..];
             if matches!(rest, [] | [b'\n', ..] | [b'\r', b'\n', ..]) {
                 self.headers_end = at as u32;
-                // A CR that ends no line is one to other readers: what it hides would be a header to them.
-                let section = &bytes[self.message.start as usize..at];
-                if memchr::memchr_iter(b'\r', section).count() != line_crs {
+                if has_bare_cr {
                     return Err(ScanError::HeaderLine);
                 }
                 return if rest.is_empty() { broken.and(Err(ScanError::Unterminated)) } else { broken };
@@ -229,11 +227,9 @@ impl Scan {
                 Some(i) if rest[i] == b':' && i > 0 && !matches!(rest[0], b' ' | b'\t') => Some(at + i),
                 _ => None,
             };
-            let mut next = line_end(bytes, colon.unwrap_or(at));
-            line_crs += ends_in_crlf(bytes, next);
+            let mut next = line_end(bytes, at, &mut has_bare_cr);
             while matches!(bytes.get(next), Some(b' ' | b'\t')) {
-                next = line_end(bytes, next);
-                line_crs += ends_in_crlf(bytes, next);
+                next = line_end(bytes, next, &mut has_bare_cr);
             }
             match colon {
                 Some(colon) => self.scan_header(bytes, at, colon, next),
@@ -314,16 +310,22 @@ fn find_colon_or_line_feed(text: &[u8]) -> Option<usize> {
     memchr2(b':', b'\n', &text[done..]).map(|i| done + i)
 }
 
-/// One past the next line feed at or after `from`.
+/// One past the end of the line that `from` stands in. A CR that ends no line is one to other readers: what it hides
+/// would be a header to them, so it is reported.
 #[inline]
-fn line_end(bytes: &[u8], from: usize) -> usize {
-    memchr(b'\n', &bytes[from..]).map_or(bytes.len(), |i| from + i + 1)
-}
-
-/// 1 when the line that ends at `end` ends in CRLF.
-#[inline]
-fn ends_in_crlf(bytes: &[u8], end: usize) -> usize {
-    usize::from(bytes[..end].ends_with(b"\r\n"))
+fn line_end(bytes: &[u8], from: usize, has_bare_cr: &mut bool) -> usize {
+    let mut at = from;
+    while let Some(i) = memchr2(b'\r', b'\n', &bytes[at..]) {
+        at += i + 1;
+        if bytes[at - 1] == b'\n' {
+            return at;
+        }
+        if bytes.get(at) == Some(&b'\n') {
+            return at + 1;
+        }
+        *has_bare_cr = true;
+    }
+    bytes.len()
 }
 
 /// The white space of SIP, line ends of folds included; no other control character is any (RFC 3261 25.1 LWS).
