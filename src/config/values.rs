@@ -170,7 +170,7 @@ pub struct Health {
 pub enum Probe {
     /// None: the backend always counts as healthy.
     None,
-    /// SIP OPTIONS; any final answer but 408, 500 to 504 and 6xx counts as alive... see `control::health`.
+    /// SIP OPTIONS; any final answer but 408, 5xx other than 501, and 6xx counts as alive.
     Options,
 }
 
