@@ -104,11 +104,6 @@ impl Handle {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The place behind [`Handle::status`], for those who outlive the handle.
-    pub fn shared_status(&self) -> Arc<Mutex<Vec<BackendView>>> {
-        Arc::clone(&self.status)
-    }
-
     /// For those who send commands themselves, such as an asynchronous server.
     pub fn commands(&self) -> mpsc::Sender<Command> {
         self.commands.clone()

@@ -7,8 +7,8 @@
 //!   nothing to do: spin a while, then sleep in the ring
 //! ```
 //!
-//! Invariants: one batch is at most [`BATCH`] datagrams from sockets and as many from other workers, so that neither
-//! starves the other; everything in the outbox is sent before the next batch; commands are looked at every turn.
+//! Invariants: one batch is at most [`BATCH`] datagrams from sockets and as many from each other worker, so that none
+//! starves another; everything in the outbox is sent before the next batch; commands are looked at every turn.
 //! Nothing here allocates while there is traffic.
 
 use std::sync::Arc;
@@ -141,16 +141,17 @@ impl Worker {
         let Setup { engine, givers, takers, .. } = setup;
         let mut taken = 0;
         for taker in takers {
-            while taken < BATCH
-                && outbox.has_room()
-                && taker.take(|rx| {
-                    engine.handle(now, rx, outbox);
-                })
-            {
+            // A share for each ring, so that a busy one does not starve the others.
+            let mut share = BATCH;
+            let mut handle = |rx: &Received<'_>, outbox: &mut Outbox| {
+                engine.handle(now, rx, outbox);
+            };
+            while share > 0 && outbox.has_room() && taker.take(|rx| handle(rx, outbox)) {
+                share -= 1;
                 taken += 1;
             }
+            flush(ring, outbox)?;
         }
-        flush(ring, outbox)?;
         let polled = ring.poll(BATCH, |socket, source, bytes| {
             let rx = Received { bytes, source, listener: ListenerIndex(socket as u16), is_taken_over: false };
             if let Outcome::HandOver(owner) = engine.handle(now, &rx, outbox) {

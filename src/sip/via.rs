@@ -172,14 +172,6 @@ impl Via {
         }
     }
 
-    /// Did an RFC 3261 element make it, so that its branch names the transaction?
-    pub fn has_magic_cookie(&self, bytes: &[u8]) -> bool {
-        self.branch.is_some_and(|b| {
-            let branch = b.of(bytes);
-            branch.len() > MAGIC_COOKIE.len() && branch[..MAGIC_COOKIE.len()].eq_ignore_ascii_case(MAGIC_COOKIE)
-        })
-    }
-
     /// Host of sent-by as an address; `None` for a name.
     pub fn ip(&self, bytes: &[u8]) -> Option<IpAddr> {
         decode_ip(self.host.of(bytes))
