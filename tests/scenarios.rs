@@ -236,6 +236,33 @@ fn secrets_rotate_without_losing_a_dialog_or_a_transaction() {
     assert_eq!(rig.engine().counters().cookies_refused, 1, "and without the old secret it is no token any more");
 }
 
+/// RFC 3261 16.11: what belongs to a transaction that was forwarded before the rotation has the branch of that time.
+#[test]
+fn a_transaction_that_is_pending_while_secrets_rotate_keeps_its_branch() {
+    let mut rig = Rig::new(NODE);
+    let request = |method, call_id| Request { method, call_id, ..Request::default() }.bytes();
+    let invite = forward(&mut rig, &request("INVITE", "ringing"));
+    let refused = match rig.handle(
+        at(CLIENT),
+        at(EDGE),
+        &Request { extra: "Proxy-Require: x\r\n", ..Request::default() }.bytes(),
+    ) {
+        Fate::Answered(420, _, sent) => value(&sent.bytes, "To"),
+        other => panic!("{other:?}"),
+    };
+    let old = "secret = \"6f1d2c3b4a5968778695a4b3c2d1e0ff\"";
+    let new = "secret = \"aa1d2c3b4a5968778695a4b3c2d1e0bb\"";
+    rig.reload(&NODE.replace(old, &format!("{new}\nsecret_previous = \"6f1d2c3b4a5968778695a4b3c2d1e0ff\"")));
+    for method in ["INVITE", "CANCEL", "ACK"] {
+        let sent = forward(&mut rig, &request(method, "ringing"));
+        assert_eq!((sent.to, own_branch(&sent)), (invite.to, own_branch(&invite)), "{method}");
+    }
+    let ack = Request { method: "ACK", to: &refused, ..Request::default() }.bytes();
+    assert_eq!(rig.handle(at(CLIENT), at(EDGE), &ack), Fate::Dropped(Reason::AckForAnswer));
+    let next = forward(&mut rig, &request("INVITE", "new"));
+    assert_ne!(own_branch(&next)[7..9], own_branch(&invite)[7..9], "what is new is signed with the new secret");
+}
+
 #[test]
 fn a_token_replayed_for_another_call_is_refused() {
     let mut rig = Rig::new(NODE);

@@ -37,9 +37,8 @@ impl State {
         if is_ack_for_answer(snapshot, &request) {
             return self.counters.count_dropped(Reason::AckForAnswer);
         }
-        let branch = snapshot.keys.encode_branch(snapshot.listener(rx.listener).id, &branch_input(&request, rx));
+        let (branch, key, binding) = self.find_transaction(message, &request);
         let transaction = transaction_hash(&branch);
-        let (key, binding) = self.look_up(message.key.0, &request, transaction);
         let scene = Scene { snapshot, ingress: rx.listener, source: rx.source, binding, transaction };
         let (mut verdict, is_forged) = decide(&scene, &request);
         self.counters.cookies_refused += u64::from(is_forged);
@@ -58,6 +57,30 @@ impl State {
             Verdict::Drop(reason) => self.counters.count_dropped(reason),
             Verdict::Forward(_) => {}
         }
+    }
+
+    /// The branch of a request and the binding that decides on it, with its key. What belongs to a transaction that was
+    /// forwarded before the secret changed keeps the branch of that time.
+    fn find_transaction(
+        &self,
+        message: &Message<'_>,
+        request: &Request<'_>,
+    ) -> ([u8; BRANCH_LEN], u128, Option<Binding>) {
+        let (keys, call) = (&message.snapshot.keys, message.key.0);
+        let ingress = message.snapshot.listener(message.rx.listener).id;
+        let input = branch_input(request, message.rx);
+        let branch = keys.encode_branch(ingress, &input);
+        let (key, binding) = self.look_up(call, request, transaction_hash(&branch));
+        if binding.is_some_and(|b| b.transaction != transaction_hash(&branch))
+            && let Some(previous) = keys.encode_previous_branch(ingress, &input)
+        {
+            let transaction = transaction_hash(&previous);
+            let (key, binding) = self.look_up(call, request, transaction);
+            if binding.is_some_and(|b| b.transaction == transaction) {
+                return (previous, key, binding);
+            }
+        }
+        (branch, key, binding)
     }
 
     /// The binding that decides on a request, with its key: that of its Call-ID, or, for a straggler of an earlier
@@ -193,8 +216,7 @@ fn branch_input<'a>(request: &Request<'a>, rx: &Received<'_>) -> BranchInput<'a>
 fn is_ack_for_answer(snapshot: &Snapshot, request: &Request<'_>) -> bool {
     request.method == Method::Ack
         && request.to_tag.is_some_and(|tag| {
-            let local = snapshot.keys.local_tag(request.text(request.call_id), request.text(request.from_tag));
-            request.text(tag) == local
+            snapshot.keys.is_local_tag(request.text(tag), request.text(request.call_id), request.text(request.from_tag))
         })
 }
 

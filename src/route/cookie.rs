@@ -115,6 +115,11 @@ impl Keys {
         self.current.branch(ingress, input)
     }
 
+    /// The branch that the previous secret gives: of a request that was forwarded before the rotation.
+    pub fn encode_previous_branch(&self, ingress: ListenerId, input: &BranchInput<'_>) -> Option<[u8; BRANCH_LEN]> {
+        self.previous.as_ref().map(|key| key.branch(ingress, input))
+    }
+
     /// Is `branch` one that we made for `input`? Returns the listener at which the request came in.
     pub fn decode_branch(&self, branch: &[u8], input: &BranchInput<'_>) -> Option<ListenerId> {
         let (magic, text) = branch.split_at_checked(MAGIC_COOKIE.len())?;
@@ -166,13 +171,12 @@ impl Keys {
 
     /// The To tag of answers made here (RFC 3261 8.2.7: the same for each retransmission).
     pub fn local_tag(&self, call_id: &[u8], from_tag: &[u8]) -> [u8; 11] {
-        let mut hasher = self.current.tag;
-        hasher.write(call_id);
-        hasher.write_u8(0);
-        hasher.write(from_tag);
-        let mut text = [0; 11];
-        encode(&hasher.finish128().h1.to_be_bytes(), &mut text);
-        text
+        self.current.local_tag(call_id, from_tag)
+    }
+
+    /// Is `tag` the To tag of an answer made here, under either secret?
+    pub fn is_local_tag(&self, tag: &[u8], call_id: &[u8], from_tag: &[u8]) -> bool {
+        std::iter::once(&self.current).chain(&self.previous).any(|key| key.local_tag(call_id, from_tag) == tag)
     }
 
     fn of_head(&self, head: u8) -> impl Iterator<Item = &Key> {
@@ -236,6 +240,16 @@ impl Key {
         let mut text = [0; BRANCH_LEN];
         text[..MAGIC_COOKIE.len()].copy_from_slice(MAGIC_COOKIE);
         encode(&raw, &mut text[MAGIC_COOKIE.len()..]);
+        text
+    }
+
+    fn local_tag(&self, call_id: &[u8], from_tag: &[u8]) -> [u8; 11] {
+        let mut hasher = self.tag;
+        hasher.write(call_id);
+        hasher.write_u8(0);
+        hasher.write(from_tag);
+        let mut text = [0; 11];
+        encode(&hasher.finish128().h1.to_be_bytes(), &mut text);
         text
     }
 
