@@ -10,18 +10,69 @@ use std::net::SocketAddr;
 
 use siphasher::sip::SipHasher13;
 
-/// The transport a listener or a backend speaks.
+/// The transport a listener, a backend or a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Transport {
     /// UDP, RFC 3261 section 18.
     Udp,
+    /// TCP, RFC 3261 section 18.
+    Tcp,
+    /// TLS over TCP, RFC 3261 section 26.2.
+    Tls,
+    /// WebSocket, RFC 7118.
+    Ws,
+    /// WebSocket over TLS, RFC 7118.
+    Wss,
 }
 
 impl Transport {
+    /// Every transport.
+    pub const ALL: [Transport; 5] = [Transport::Udp, Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss];
+
     /// The scheme used in configuration addresses: `udp`.
     pub const fn scheme(self) -> &'static str {
         match self {
             Transport::Udp => "udp",
+            Transport::Tcp => "tcp",
+            Transport::Tls => "tls",
+            Transport::Ws => "ws",
+            Transport::Wss => "wss",
+        }
+    }
+
+    /// How a Via names it (RFC 3261 20.42, RFC 7118 5.2): `UDP`.
+    pub const fn via_name(self) -> &'static str {
+        match self {
+            Transport::Udp => "UDP",
+            Transport::Tcp => "TCP",
+            Transport::Tls => "TLS",
+            Transport::Ws => "WS",
+            Transport::Wss => "WSS",
+        }
+    }
+
+    /// Does it run over connections?
+    pub const fn is_stream(self) -> bool {
+        !matches!(self, Transport::Udp)
+    }
+
+    /// Does it run over TLS?
+    pub const fn is_secure(self) -> bool {
+        matches!(self, Transport::Tls | Transport::Wss)
+    }
+
+    /// Does each message come in a WebSocket frame of its own?
+    pub const fn is_web_socket(self) -> bool {
+        matches!(self, Transport::Ws | Transport::Wss)
+    }
+
+    /// The port where none is written (RFC 3261 19.1.2; RFC 7118 keeps those of HTTP).
+    pub const fn default_port(self) -> u16 {
+        match self {
+            Transport::Udp | Transport::Tcp => 5060,
+            Transport::Tls => 5061,
+            Transport::Ws => 80,
+            Transport::Wss => 443,
         }
     }
 }
@@ -57,6 +108,33 @@ impl ListenerId {
         }
         text[16..].copy_from_slice(&address.port().to_be_bytes());
         ListenerId(stable_hash(transport.scheme().as_bytes(), &text) as u16)
+    }
+}
+
+/// A connection of this process while it lives: which worker has it, at which place of its table, and how often that
+/// place was used before. It means nothing to another process; a token that carries one is checked by its generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FlowId(pub u64);
+
+impl FlowId {
+    /// From a worker, a place below 2^24 and a generation, of which 24 bits are kept.
+    pub const fn new(worker: u16, slot: u32, generation: u32) -> Self {
+        FlowId((worker as u64) << 48 | ((slot & 0xFF_FFFF) as u64) << 24 | (generation & 0xFF_FFFF) as u64)
+    }
+
+    /// The worker that has it.
+    pub const fn worker(self) -> u16 {
+        (self.0 >> 48) as u16
+    }
+
+    /// Its place in that worker's table.
+    pub const fn slot(self) -> u32 {
+        (self.0 >> 24) as u32 & 0xFF_FFFF
+    }
+
+    /// How often that place was used before, modulo 2^24, from a random start.
+    pub const fn generation(self) -> u32 {
+        self.0 as u32 & 0xFF_FFFF
     }
 }
 
