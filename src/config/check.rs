@@ -1,20 +1,22 @@
 //! Checks across keys: what is right by itself and wrong together.
 //!
-//! Names and addresses are unique, no two share the hash that cookies carry, a service points at a pool that it can reach, no backend is Tandem itself. Each check looks at what the draft has
-//! and reports every offender, at its own line, naming the line of the other.
+//! Names and addresses are unique, no two share the hash that cookies carry, a service points at a pool that it can
+//! reach, no backend is Tandem itself, what TLS needs is there. Each check looks at what the draft has and reports
+//! every offender, at its own line, naming the line of the other.
 //!
 //! Cost: each list is sorted or mapped once; nothing is quadratic in the number of backends.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use super::address::show_address;
-use super::draft::{Draft, DraftService};
+use super::draft::{Draft, DraftBackend, DraftService};
 use super::keys;
 use super::problem::{Places, Problem};
 use super::read::nearest;
 use super::units::{show_duration, show_size};
-use super::values::{Backend, Workers};
-use crate::base::id::BackendId;
+use super::values::{Backend, ClientCertificate, Listen, ProxyProtocol, Verify, Workers};
+use crate::base::id::{BackendId, Transport};
 
 /// Everything that is wrong across the keys of a draft.
 pub(super) fn check(draft: &Draft, places: &Places) -> Vec<Problem> {
@@ -22,7 +24,9 @@ pub(super) fn check(draft: &Draft, places: &Places) -> Vec<Problem> {
     check_names(draft, places, &mut problems);
     check_listens(draft, places, &mut problems);
     check_backends(draft, places, &mut problems);
+    check_large_addresses(draft, places, &mut problems);
     check_services(draft, places, &mut problems);
+    check_tls(draft, places, &mut problems);
     check_health(draft, places, &mut problems);
     check_node(draft, places, &mut problems);
     problems
@@ -59,7 +63,7 @@ fn check_names(draft: &Draft, places: &Places, problems: &mut Vec<Problem>) {
     }
 }
 
-/// Listening addresses are unique, few enough, and do not share an id.
+/// Listening addresses are unique, no two need one TCP port, they are few enough, and do not share an id.
 fn check_listens(draft: &Draft, places: &Places, problems: &mut Vec<Problem>) {
     let each = || {
         let services = draft.services.iter().filter_map(|service| Some((&service.path, service.listen.as_ref()?)));
@@ -74,6 +78,21 @@ fn check_listens(draft: &Draft, places: &Places, problems: &mut Vec<Problem>) {
         let what = format!("{:?} is listened on in line {line} already", show_address(transport, address));
         problems.push(places.problem(path, what, "write each address once, in one service"));
     });
+    let mut by_port: BTreeMap<_, (&Listen, String)> = BTreeMap::new();
+    for (listen, path) in each().filter(|(listen, _)| listen.transport.is_stream()) {
+        let (first, other) = by_port.entry(listen.address).or_insert((listen, path.clone()));
+        if first.transport != listen.transport {
+            let what = format!(
+                "{:?} needs the TCP port of {:?} in line {}",
+                show_address(listen.transport, listen.address),
+                show_address(first.transport, first.address),
+                places.find(other).line
+            );
+            let (transport, port) = (listen.transport, listen.transport.default_port());
+            let remedy = format!("write another port; {transport}'s is {port}");
+            problems.push(places.problem(&path, what, remedy));
+        }
+    }
     let mut by_id = BTreeMap::new();
     for (listen, path) in each() {
         let first = by_id.entry(listen.id()).or_insert(listen);
@@ -93,7 +112,7 @@ fn check_listens(draft: &Draft, places: &Places, problems: &mut Vec<Problem>) {
 /// Backend addresses are unique, backend ids are unique, and no backend is one of our own listening addresses.
 fn check_backends(draft: &Draft, places: &Places, problems: &mut Vec<Problem>) {
     let each = || draft.pools.iter().flat_map(|pool| &pool.backends);
-    let items = each().filter_map(|backend| Some((backend.address?, format!("{}.address", backend.path))));
+    let items = each().flat_map(addresses);
     check_unique(items, |&(transport, address), path, other| {
         let line = places.find(other).line;
         let what = format!("{:?} is the address of the backend in line {line} too", show_address(transport, address));
@@ -114,18 +133,52 @@ fn check_backends(draft: &Draft, places: &Places, problems: &mut Vec<Problem>) {
     }
     let listens = draft.services.iter().filter_map(|service| Some((&service.path, service.listen.as_ref()?)));
     let ours: BTreeMap<_, _> = listens
-        .flat_map(|(path, listens)| listens.iter().map(move |listen| ((listen.transport, listen.address), path)))
+        .flat_map(|(path, listens)| listens.iter().map(move |listen| (socket(listen.transport, listen.address), path)))
         .collect();
-    for backend in each() {
-        let Some((address, service)) = backend.address.and_then(|address| Some((address, ours.get(&address)?))) else {
-            continue;
-        };
-        let what = format!(
-            "{:?} is a listening address of {service}: messages would loop",
-            show_address(address.0, address.1)
-        );
+    for ((transport, address), path) in each().flat_map(addresses) {
+        let Some(service) = ours.get(&socket(transport, address)) else { continue };
+        let shown = show_address(transport, address);
+        let what = format!("{shown:?} is a listening address of {service}: messages would loop");
         let remedy = "write the address of the SIP server behind Tandem";
-        problems.push(places.problem(&format!("{}.address", backend.path), what, remedy));
+        problems.push(places.problem(&path, what, remedy));
+    }
+}
+
+/// What a kernel tells apart: all stream transports share TCP's ports.
+fn socket(transport: Transport, address: SocketAddr) -> (bool, SocketAddr) {
+    (transport.is_stream(), address)
+}
+
+/// The addresses of a backend with their paths.
+fn addresses(backend: &DraftBackend) -> impl Iterator<Item = ((Transport, SocketAddr), String)> {
+    let keyed = [("address", backend.address), ("large_address", backend.large_address)];
+    keyed.into_iter().filter_map(|(key, address)| Some((address?, format!("{}.{key}", backend.path))))
+}
+
+/// Only a UDP backend has another address for large requests, of the same family, and only TCP carries a PROXY header.
+fn check_large_addresses(draft: &Draft, places: &Places, problems: &mut Vec<Problem>) {
+    for backend in draft.pools.iter().flat_map(|pool| &pool.backends) {
+        let mut report = |key: &str, what: String, remedy: String| {
+            problems.push(places.problem(&format!("{}.{key}", backend.path), what, remedy));
+        };
+        let Some((transport, address)) = backend.address else { continue };
+        let large = backend.large_address;
+        if large.is_some() && transport.is_stream() {
+            let what = format!("the backend is spoken to over {transport}, which carries requests of any size");
+            report("large_address", what, "remove it".to_owned());
+        }
+        if let Some((_, large)) = large
+            && large.is_ipv4() != address.is_ipv4()
+        {
+            let [here, there] = [large, address].map(|address| if address.is_ipv4() { "IPv4" } else { "IPv6" });
+            let what = format!("{here} while address is {there}");
+            report("large_address", what, format!("write an {there} address of the same backend"));
+        }
+        let sends_header = backend.whole.as_ref().is_some_and(|whole| whole.proxy_protocol != ProxyProtocol::None);
+        if sends_header && !transport.is_stream() && large.is_none() {
+            let what = format!("the backend is spoken to over {transport}, which has no PROXY header");
+            report("proxy_protocol", what, "remove it, or write a tcp or tls address".to_owned());
+        }
     }
 }
 
@@ -156,7 +209,8 @@ fn check_services(draft: &Draft, places: &Places, problems: &mut Vec<Problem>) {
     }
 }
 
-/// A service listens on the address family of each backend, as it sends from where it listens.
+/// A service listens on the address family of each backend, over UDP for a UDP backend, as it sends from where it
+/// listens.
 fn check_families<'b>(
     service: &DraftService,
     backends: impl Iterator<Item = &'b Backend>,
@@ -164,19 +218,55 @@ fn check_families<'b>(
     problems: &mut Vec<Problem>,
 ) {
     let Some(listens) = &service.listen else { return };
-    let mut unreached: BTreeMap<bool, &Backend> = BTreeMap::new();
+    let mut unreached: BTreeMap<(bool, bool), &Backend> = BTreeMap::new();
     for backend in backends {
-        let is_v4 = backend.address.is_ipv4();
-        if !listens.iter().any(|listen| listen.address.is_ipv4() == is_v4) {
-            unreached.entry(is_v4).or_insert(backend);
+        let (is_v4, is_stream) = (backend.address.is_ipv4(), backend.transport.is_stream());
+        let reaches =
+            |listen: &Listen| listen.address.is_ipv4() == is_v4 && (is_stream || !listen.transport.is_stream());
+        if !listens.iter().any(reaches) {
+            unreached.entry((is_v4, is_stream)).or_insert(backend);
         }
     }
-    for (is_v4, backend) in unreached {
+    for ((is_v4, is_stream), backend) in unreached {
         let family = if is_v4 { "IPv4" } else { "IPv6" };
+        let kind = if is_stream { String::new() } else { format!("{} ", Transport::Udp) };
         let address = show_address(backend.transport, backend.address);
-        let what = format!("no {family} address to reach backend {:?} ({address}) from", backend.name);
-        let remedy = format!("add an {family} address to listen, or take the backend out of the pool");
+        let what = format!("no {kind}{family} address to reach backend {:?} ({address}) from", backend.name);
+        let remedy = "add one to listen, or take the backend out of the pool";
         problems.push(places.problem(&format!("{}.listen", service.path), what, remedy));
+    }
+}
+
+/// What TLS needs is there: a certificate, the authorities of client certificates, pins, a key.
+fn check_tls(draft: &Draft, places: &Places, problems: &mut Vec<Problem>) {
+    for service in &draft.services {
+        let secure = service.listen.iter().flatten().enumerate().filter(|(_, listen)| listen.transport.is_secure());
+        for (index, listen) in secure.filter(|_| draft.certificates.is_empty()) {
+            let shown = show_address(listen.transport, listen.address);
+            let what = format!("{shown:?} needs a certificate to show, and the file names none");
+            let remedy = "write a [[certificate]] with chain and key";
+            problems.push(places.problem(&format!("{}.listen[{index}]", service.path), what, remedy));
+        }
+        let Some(tls) = &service.tls else { continue };
+        if tls.client_certificate != ClientCertificate::None && tls.client_ca.is_none() {
+            let what = "client certificates are asked for, and nothing says who may sign them";
+            let remedy = "write client_ca = with a PEM file of the authorities";
+            problems.push(places.problem(&format!("{}.tls.client_certificate", service.path), what, remedy));
+        }
+    }
+    for pool in &draft.pools {
+        let Some(tls) = &pool.tls else { continue };
+        let mut report = |key: &str, what: &str, remedy: &str| {
+            problems.push(places.problem(&format!("{}.tls.{key}", pool.path), what, remedy));
+        };
+        if tls.verify == Verify::Pinned && tls.pins.is_empty() {
+            report("verify", "no certificate is pinned, so no backend would do", "write pins = with their digests");
+        }
+        match (&tls.certificate, &tls.key) {
+            (Some(_), None) => report("certificate", "it has no key", "write key = with the PEM file of its key"),
+            (None, Some(_)) => report("key", "there is no certificate for it", "write certificate = with its PEM file"),
+            _ => {}
+        }
     }
 }
 

@@ -8,13 +8,17 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use toml::de::DeTable;
 
 use super::Surroundings;
 use super::key::{Key, Section};
 use super::keys;
 use super::read::{decode_secret, is_name};
-use super::values::{Backend, Config, Health, Limits, Listen, Node, Policy, Pool, Secret, Service, Timers};
+use super::values::{
+    Backend, Certificate, Config, Health, Limits, Listen, Node, Policy, Pool, PoolTls, Secret, Service, ServiceTls,
+    Timers,
+};
 use super::walk::{Open, Walk, join};
 use crate::base::id::Transport;
 
@@ -23,6 +27,7 @@ pub(super) struct Draft {
     pub(super) node: Option<Node>,
     pub(super) limits: Option<Limits>,
     pub(super) timers: Option<Timers>,
+    pub(super) certificates: Vec<Option<Certificate>>,
     pub(super) services: Vec<DraftService>,
     pub(super) pools: Vec<DraftPool>,
 }
@@ -34,6 +39,10 @@ pub(super) struct DraftService {
     pub(super) listen: Option<Vec<Listen>>,
     pub(super) pool: Option<String>,
     pub(super) record_route: Option<bool>,
+    pub(super) proxy_protocol_from: Option<Vec<IpNet>>,
+    pub(super) origins: Option<Vec<String>>,
+    pub(super) sips_over_plain: Option<bool>,
+    pub(super) tls: Option<ServiceTls>,
 }
 
 /// What could be read of a pool, and its dotted path.
@@ -42,7 +51,9 @@ pub(super) struct DraftPool {
     pub(super) name: Option<String>,
     pub(super) policy: Option<Policy>,
     pub(super) retry_after: Option<Duration>,
+    pub(super) udp_bytes_max: Option<usize>,
     pub(super) health: Option<Health>,
+    pub(super) tls: Option<PoolTls>,
     pub(super) backends: Vec<DraftBackend>,
 }
 
@@ -51,6 +62,8 @@ pub(super) struct DraftBackend {
     pub(super) path: String,
     pub(super) name: Option<String>,
     pub(super) address: Option<(Transport, SocketAddr)>,
+    /// `None` when it is not written, too.
+    pub(super) large_address: Option<(Transport, SocketAddr)>,
     /// The whole backend; `None` when anything of it is missing.
     pub(super) whole: Option<Backend>,
 }
@@ -66,6 +79,7 @@ impl Draft {
             node: read_node(walk, &node, surroundings),
             limits: read_limits(walk, &limits),
             timers: read_timers(walk, &timers),
+            certificates: read_certificates(walk, root),
             services: read_services(walk, root),
             pools: read_pools(walk, root),
         }
@@ -80,6 +94,10 @@ impl Draft {
                 listen: service.listen?,
                 pool: names.iter().position(|name| *name == service.pool && name.is_some())?,
                 record_route: service.record_route?,
+                proxy_protocol_from: service.proxy_protocol_from?,
+                origins: service.origins?,
+                sips_over_plain: service.sips_over_plain?,
+                tls: service.tls?,
             })
         });
         let pools = self.pools.into_iter().map(|pool| {
@@ -87,11 +105,14 @@ impl Draft {
                 name: pool.name?,
                 policy: pool.policy?,
                 retry_after: pool.retry_after?,
+                udp_bytes_max: pool.udp_bytes_max?,
                 health: pool.health?,
+                tls: pool.tls?,
                 backends: pool.backends.into_iter().map(|backend| backend.whole).collect::<Option<_>>()?,
             })
         });
         Some(Config {
+            certificates: self.certificates.into_iter().collect::<Option<_>>()?,
             services: services.collect::<Option<_>>()?,
             pools: pools.collect::<Option<_>>()?,
             node: self.node?,
@@ -172,6 +193,11 @@ fn read_limits<'t>(walk: &mut Walk<'t>, open: &Open<'_, 't>) -> Option<Limits> {
     let receive_buffers = walk.take(open, &keys::RECEIVE_BUFFERS);
     let handoff_ring_bytes = walk.take(open, &keys::HANDOFF_RING);
     let socket_buffer_bytes = walk.take(open, &keys::SOCKET_BUFFER);
+    let connections_max = walk.take(open, &keys::CONNECTIONS_MAX);
+    let connections_per_source = walk.take(open, &keys::CONNECTIONS_PER_SOURCE);
+    let stream_buffers = walk.take(open, &keys::STREAM_BUFFERS);
+    let write_queue_bytes = walk.take(open, &keys::WRITE_QUEUE);
+    let handshakes_max = walk.take(open, &keys::HANDSHAKES_MAX);
     Some(Limits {
         bindings_max: bindings_max?,
         message_bytes_max: message_bytes_max?,
@@ -179,6 +205,11 @@ fn read_limits<'t>(walk: &mut Walk<'t>, open: &Open<'_, 't>) -> Option<Limits> {
         receive_buffers: receive_buffers?,
         handoff_ring_bytes: handoff_ring_bytes?,
         socket_buffer_bytes: socket_buffer_bytes?,
+        connections_max: connections_max?,
+        connections_per_source: connections_per_source?,
+        stream_buffers: stream_buffers?,
+        write_queue_bytes: write_queue_bytes?,
+        handshakes_max: handshakes_max?,
     })
 }
 
@@ -186,7 +217,32 @@ fn read_timers<'t>(walk: &mut Walk<'t>, open: &Open<'_, 't>) -> Option<Timers> {
     let binding_early = walk.take(open, &keys::BINDING_EARLY);
     let binding_dialog = walk.take(open, &keys::BINDING_DIALOG);
     let binding_linger = walk.take(open, &keys::BINDING_LINGER);
-    Some(Timers { binding_early: binding_early?, binding_dialog: binding_dialog?, binding_linger: binding_linger? })
+    let message_timeout = walk.take(open, &keys::MESSAGE_TIMEOUT);
+    let idle_timeout = walk.take(open, &keys::IDLE_TIMEOUT);
+    let write_timeout = walk.take(open, &keys::WRITE_TIMEOUT);
+    let handshake_timeout = walk.take(open, &keys::HANDSHAKE_TIMEOUT);
+    let connect_timeout = walk.take(open, &keys::CONNECT_TIMEOUT);
+    Some(Timers {
+        binding_early: binding_early?,
+        binding_dialog: binding_dialog?,
+        binding_linger: binding_linger?,
+        message_timeout: message_timeout?,
+        idle_timeout: idle_timeout?,
+        write_timeout: write_timeout?,
+        handshake_timeout: handshake_timeout?,
+        connect_timeout: connect_timeout?,
+    })
+}
+
+fn read_certificates<'t>(walk: &mut Walk<'t>, root: &DeTable<'t>) -> Vec<Option<Certificate>> {
+    let sections = walk.open_each(Some(root), "", Section::Certificate, keys::CERTIFICATES_MAX);
+    let read = sections.into_iter().map(|open| {
+        let chain = walk.take(&open, &keys::CHAIN).map(|path| walk.resolve(&path));
+        let key = walk.take(&open, &keys::KEY).map(|path| walk.resolve(&path));
+        let names = walk.take(&open, &keys::CERTIFICATE_NAMES);
+        Some(Certificate { chain: chain?, key: key?, names: names? })
+    });
+    read.collect()
 }
 
 fn read_services<'t>(walk: &mut Walk<'t>, root: &DeTable<'t>) -> Vec<DraftService> {
@@ -196,9 +252,21 @@ fn read_services<'t>(walk: &mut Walk<'t>, root: &DeTable<'t>) -> Vec<DraftServic
         listen: walk.take(&open, &keys::LISTEN),
         pool: walk.take(&open, &keys::SERVICE_POOL),
         record_route: walk.take(&open, &keys::RECORD_ROUTE),
+        proxy_protocol_from: walk.take(&open, &keys::PROXY_PROTOCOL_FROM),
+        origins: walk.take(&open, &keys::ORIGINS),
+        sips_over_plain: walk.take(&open, &keys::SIPS_OVER_PLAIN),
+        tls: read_service_tls(walk, &open),
         path: open.path,
     });
     read.collect()
+}
+
+fn read_service_tls<'t>(walk: &mut Walk<'t>, service: &Open<'_, 't>) -> Option<ServiceTls> {
+    let open = walk.open(service.table()?, &service.path, Section::ServiceTls);
+    let client_certificate = walk.take(&open, &keys::CLIENT_CERTIFICATE);
+    let client_ca = walk.take_path(&open, &keys::CLIENT_CA);
+    let min_version = walk.take(&open, &keys::MIN_VERSION);
+    Some(ServiceTls { client_certificate: client_certificate?, client_ca: client_ca?, min_version: min_version? })
 }
 
 fn read_pools<'t>(walk: &mut Walk<'t>, root: &DeTable<'t>) -> Vec<DraftPool> {
@@ -207,7 +275,9 @@ fn read_pools<'t>(walk: &mut Walk<'t>, root: &DeTable<'t>) -> Vec<DraftPool> {
         name: walk.take(&open, &keys::POOL_NAME),
         policy: walk.take(&open, &keys::POLICY),
         retry_after: walk.take(&open, &keys::RETRY_AFTER),
+        udp_bytes_max: walk.take(&open, &keys::UDP_BYTES_MAX),
         health: read_health(walk, &open),
+        tls: read_pool_tls(walk, &open),
         backends: read_backends(walk, &open),
         path: open.path,
     });
@@ -225,21 +295,57 @@ fn read_health<'t>(walk: &mut Walk<'t>, pool: &Open<'_, 't>) -> Option<Health> {
     Some(Health { probe: probe?, interval: interval?, jitter: jitter?, timeout: timeout?, rise: rise?, fall: fall? })
 }
 
+fn read_pool_tls<'t>(walk: &mut Walk<'t>, pool: &Open<'_, 't>) -> Option<PoolTls> {
+    let open = walk.open(pool.table()?, &pool.path, Section::PoolTls);
+    let verify = walk.take(&open, &keys::VERIFY);
+    let ca = walk.take_path(&open, &keys::CA);
+    let server_name = match walk.has(&open, &keys::SERVER_NAME) {
+        true => walk.take(&open, &keys::SERVER_NAME).map(Some),
+        false => Some(None),
+    };
+    let pins = walk.take(&open, &keys::PINS);
+    let certificate = walk.take_path(&open, &keys::CLIENT_CHAIN);
+    let key = walk.take_path(&open, &keys::CLIENT_KEY);
+    Some(PoolTls {
+        verify: verify?,
+        ca: ca?,
+        server_name: server_name?,
+        pins: pins?,
+        certificate: certificate?,
+        key: key?,
+    })
+}
+
 fn read_backends<'t>(walk: &mut Walk<'t>, pool: &Open<'_, 't>) -> Vec<DraftBackend> {
     let sections = walk.open_each(pool.table(), &pool.path, Section::Backend, keys::BACKENDS_MAX);
     let read = sections.into_iter().map(|open| {
         let name = walk.take(&open, &keys::BACKEND_NAME);
         let address = walk.take(&open, &keys::BACKEND_ADDRESS);
+        let has_large = walk.has(&open, &keys::LARGE_ADDRESS);
+        let large_address = walk.take_optional(&open, &keys::LARGE_ADDRESS);
+        let proxy_protocol = walk.take(&open, &keys::PROXY_PROTOCOL);
         let weight = walk.take(&open, &keys::WEIGHT);
         let priority = walk.take(&open, &keys::PRIORITY);
         let admin = walk.take(&open, &keys::ADMIN);
         let whole = || {
             let (transport, address) = address?;
             let name = name.clone()?;
-            Some(Backend { name, transport, address, weight: weight?, priority: priority?, admin: admin? })
+            if has_large && large_address.is_none() {
+                return None;
+            }
+            Some(Backend {
+                name,
+                transport,
+                address,
+                large_address,
+                proxy_protocol: proxy_protocol?,
+                weight: weight?,
+                priority: priority?,
+                admin: admin?,
+            })
         };
         let whole = whole();
-        DraftBackend { path: open.path, name, address, whole }
+        DraftBackend { path: open.path, name, address, large_address, whole }
     });
     read.collect()
 }

@@ -21,25 +21,34 @@ pub enum Section {
     Limits,
     /// `[timers]`
     Timers,
+    /// `[[certificate]]`
+    Certificate,
     /// `[[service]]`
     Service,
+    /// `[service.tls]`
+    ServiceTls,
     /// `[[pool]]`
     Pool,
     /// `[pool.health]`
     Health,
+    /// `[pool.tls]`
+    PoolTls,
     /// `[[pool.backend]]`
     Backend,
 }
 
 impl Section {
     /// Every section, in the order of the reference.
-    pub const ALL: [Section; 7] = [
+    pub const ALL: [Section; 10] = [
         Section::Node,
         Section::Limits,
         Section::Timers,
+        Section::Certificate,
         Section::Service,
+        Section::ServiceTls,
         Section::Pool,
         Section::Health,
+        Section::PoolTls,
         Section::Backend,
     ];
 
@@ -49,9 +58,12 @@ impl Section {
             Section::Node => "[node]",
             Section::Limits => "[limits]",
             Section::Timers => "[timers]",
+            Section::Certificate => "[[certificate]]",
             Section::Service => "[[service]]",
+            Section::ServiceTls => "[service.tls]",
             Section::Pool => "[[pool]]",
             Section::Health => "[pool.health]",
+            Section::PoolTls => "[pool.tls]",
             Section::Backend => "[[pool.backend]]",
         }
     }
@@ -62,7 +74,9 @@ impl Section {
             Section::Node => "node",
             Section::Limits => "limits",
             Section::Timers => "timers",
+            Section::Certificate => "certificate",
             Section::Service => "service",
+            Section::ServiceTls | Section::PoolTls => "tls",
             Section::Pool => "pool",
             Section::Health => "health",
             Section::Backend => "backend",
@@ -72,14 +86,20 @@ impl Section {
     /// The sections that stand inside this one.
     pub const fn inner(self) -> &'static [Section] {
         match self {
-            Section::Pool => &[Section::Health, Section::Backend],
+            Section::Service => &[Section::ServiceTls],
+            Section::Pool => &[Section::Health, Section::PoolTls, Section::Backend],
             _ => &[],
         }
     }
 
     /// Whether the section may stand in the file more than once.
     pub const fn is_list(self) -> bool {
-        matches!(self, Section::Service | Section::Pool | Section::Backend)
+        matches!(self, Section::Certificate | Section::Service | Section::Pool | Section::Backend)
+    }
+
+    /// Whether the section may be left out although it has keys that must be written.
+    pub const fn is_optional(self) -> bool {
+        matches!(self, Section::Certificate)
     }
 
     /// What the section is for.
@@ -90,10 +110,19 @@ impl Section {
                 "Every capacity. Nothing grows past these; a full table or ring is a verdict and a counter. \
                  `tandem check --limits` adds up the memory."
             }
-            Section::Timers => "How long it is remembered which backend a dialog belongs to.",
+            Section::Timers => {
+                "How long it is remembered which backend a dialog belongs to, and how long a connection may keep \
+                 Tandem waiting."
+            }
+            Section::Certificate => {
+                "What Tandem shows to TLS and WSS clients: the one whose name the client asks for (SNI), else the \
+                 first. At least one where a service listens on tls or wss. Read again on each reload."
+            }
             Section::Service => "A virtual service: the addresses that clients see. At least one.",
+            Section::ServiceTls => "What the tls and wss listeners of the service ask of clients.",
             Section::Pool => "Backends that can stand in for each other. At least one.",
             Section::Health => "How the backends of the pool are watched.",
+            Section::PoolTls => "How the tls backends of the pool are spoken to.",
             Section::Backend => "One SIP server. At least one in each pool.",
         }
     }

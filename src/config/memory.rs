@@ -7,12 +7,14 @@
 //! All figures are bytes, and saturate.
 
 use super::units::show_size;
-use super::values::Config;
+use super::values::{Backend, Config, Listen};
 
 /// One affinity binding.
 pub const BINDING_BYTES: u64 = 64;
 /// The address space of one receive buffer: the largest datagram with its header, in whole pages.
 pub const RECEIVE_BUFFER_BYTES: u64 = 68 * 1024;
+/// One receive buffer of connections.
+pub const STREAM_BUFFER_BYTES: u64 = 16 * 1024;
 /// What of a receive buffer an ordinary message touches.
 pub const PAGE_BYTES: u64 = 4_096;
 /// Entries of a Maglev table; a prime.
@@ -53,11 +55,17 @@ impl Budget {
     pub fn of(config: &Config, workers: usize) -> Self {
         let workers = workers as u64;
         let limits = &config.limits;
-        let listens = config.services.iter().map(|service| service.listen.len() as u64).sum::<u64>();
+        let is_udp = |listen: &&Listen| !listen.transport.is_stream();
+        let all = || config.services.iter().flat_map(|service| &service.listen);
+        let listens = all().filter(is_udp).count() as u64;
+        let is_stream = |backend: &Backend| backend.transport.is_stream() || backend.large_address.is_some();
+        let has_streams =
+            all().count() as u64 > listens || config.pools.iter().flat_map(|pool| &pool.backends).any(is_stream);
         let pools = config.pools.len() as u64;
         let peers = workers.saturating_sub(1);
         let (bindings, buffers) = (limits.bindings_max as u64, limits.receive_buffers as u64);
         let (ring, socket) = (limits.handoff_ring_bytes as u64, limits.socket_buffer_bytes as u64);
+        let queue = limits.write_queue_bytes as u64;
 
         let each = |name, formula, per_worker: u64, typical_per_worker: u64| Term {
             name,
@@ -69,6 +77,11 @@ impl Budget {
         let binding_bytes = product(&[bindings, BINDING_BYTES]);
         let ring_bytes = product(&[peers, ring]);
         let socket_bytes = product(&[listens, 2, SOCKET_BUFFER_FACTOR, socket]);
+        let (stream_buffers, connections) = match has_streams {
+            true => (limits.stream_buffers as u64, limits.connections_max as u64),
+            false => (0, 0),
+        };
+        let stream_bytes = product(&[stream_buffers, STREAM_BUFFER_BYTES]);
         let maglev_bytes = product(&[pools, MAGLEV_ENTRIES, MAGLEV_ENTRY_BYTES]);
         Budget {
             workers,
@@ -76,7 +89,7 @@ impl Budget {
                 each("bindings", format!("{bindings} * {BINDING_BYTES} B"), binding_bytes, binding_bytes),
                 each(
                     "receive buffers",
-                    format!("listeners {listens} * {buffers} * 68KiB address space, 4KiB touched"),
+                    format!("UDP listeners {listens} * {buffers} * 68KiB address space, 4KiB touched"),
                     product(&[listens, buffers, RECEIVE_BUFFER_BYTES]),
                     product(&[listens, buffers, PAGE_BYTES]),
                 ),
@@ -89,10 +102,17 @@ impl Budget {
                 each(
                     "socket buffers",
                     format!(
-                        "kernel: listeners {listens} * 2 directions * {SOCKET_BUFFER_FACTOR} * {}",
+                        "kernel: UDP listeners {listens} * 2 directions * {SOCKET_BUFFER_FACTOR} * {}",
                         show_size(socket)
                     ),
                     socket_bytes,
+                    0,
+                ),
+                each("stream buffers", format!("{stream_buffers} * 16KiB"), stream_bytes, stream_bytes),
+                each(
+                    "write queues",
+                    format!("connections {connections} * {}, empty but for stuck peers", show_size(queue)),
+                    product(&[connections, queue]),
                     0,
                 ),
                 Term {
@@ -165,12 +185,23 @@ mod tests {
         let loaded = super::super::parse(super::super::tests::REST, "t.toml").unwrap();
         let budget = Budget::of(&loaded.config, 4);
         let per_worker: Vec<u64> = budget.terms.iter().map(|term| term.per_worker).collect();
-        assert_eq!(per_worker, [262_144 * 64, 1_024 * 68 * 1_024, 3 << 20, 32 << 20, 0]);
+        assert_eq!(per_worker, [262_144 * 64, 1_024 * 68 * 1_024, 3 << 20, 32 << 20, 4 << 20, 8 << 30, 0]);
         let total: Vec<u64> = budget.terms.iter().map(|term| term.total).collect();
-        assert_eq!(total, [64 << 20, 4 * 1_024 * 68 * 1_024, 12 << 20, 128 << 20, 2 * 2 * 65_537]);
+        let streams = [16 << 20, 32 << 30];
+        assert_eq!(total[..4], [64 << 20, 4 * 1_024 * 68 * 1_024, 12 << 20, 128 << 20]);
+        assert_eq!(total[4..], [streams[0], streams[1], 2 * 2 * 65_537]);
         assert_eq!(budget.sum().0, per_worker.iter().sum::<u64>());
         assert_eq!(budget.sum().1, total.iter().sum::<u64>());
-        assert_eq!(budget.sum().2, (64 << 20) + (16 << 20) + (12 << 20) + 2 * 65_537);
+        assert_eq!(budget.sum().2, (64 << 20) + (16 << 20) + (12 << 20) + (16 << 20) + 2 * 65_537);
+    }
+
+    #[test]
+    fn connections_cost_nothing_where_there_are_none() {
+        let text = super::super::tests::REST.replace(", \"tcp:127.0.0.1:5060\"", "");
+        let loaded = super::super::parse(&text, "t.toml").unwrap();
+        let budget = Budget::of(&loaded.config, 4);
+        let streams = budget.terms.iter().filter(|term| ["stream buffers", "write queues"].contains(&term.name));
+        assert_eq!(streams.map(|term| term.total).collect::<Vec<_>>(), [0, 0]);
     }
 
     #[test]

@@ -124,7 +124,8 @@ pub fn parse_in(text: &str, file: &str, surroundings: &Surroundings<'_>) -> Resu
         sort(&mut problems);
         return Err(problems);
     }
-    let paths: Vec<String> = draft.pools.iter().map(|pool| pool.path.clone()).collect();
+    let pools = draft.pools.iter().map(|pool| pool.path.clone()).collect();
+    let paths = warn::Paths { pools, services: draft.services.iter().map(|service| service.path.clone()).collect() };
     let Some(config) = draft.finish() else {
         let what = "a value is missing and was not reported, which is a fault of this program";
         return Err(vec![places.problem("", what, "report it with this file")]);

@@ -9,14 +9,19 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::{DeInteger, DeValue};
 
-use super::address::{decode_backend, decode_host_name, decode_listen};
+use super::address::{
+    decode_backend, decode_host_name, decode_large, decode_listen, decode_network, decode_origin, decode_pattern,
+};
 use super::key::{About, Accepts, quoted_size};
 use super::problem::Wrong;
 use super::units::{decode_duration, decode_size, show_duration};
-use super::values::{Admin, Listen, Policy, Probe, Secret, Workers};
+use super::values::{
+    Admin, ClientCertificate, Listen, Policy, Probe, ProxyProtocol, Secret, TlsVersion, Verify, Workers,
+};
 use crate::base::id::Transport;
 
 /// A value as it stands in the file.
@@ -56,6 +61,49 @@ impl Word for Admin {
             "enabled" => Some(Admin::Enabled),
             "drained" => Some(Admin::Drained),
             "disabled" => Some(Admin::Disabled),
+            _ => None,
+        }
+    }
+}
+
+impl Word for ClientCertificate {
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "none" => Some(ClientCertificate::None),
+            "optional" => Some(ClientCertificate::Optional),
+            "required" => Some(ClientCertificate::Required),
+            _ => None,
+        }
+    }
+}
+
+impl Word for TlsVersion {
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "1.2" => Some(TlsVersion::V12),
+            "1.3" => Some(TlsVersion::V13),
+            _ => None,
+        }
+    }
+}
+
+impl Word for Verify {
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "full" => Some(Verify::Full),
+            "pinned" => Some(Verify::Pinned),
+            "none" => Some(Verify::None),
+            _ => None,
+        }
+    }
+}
+
+impl Word for ProxyProtocol {
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "none" => Some(ProxyProtocol::None),
+            "v1" => Some(ProxyProtocol::V1),
+            "v2" => Some(ProxyProtocol::V2),
             _ => None,
         }
     }
@@ -158,6 +206,40 @@ pub(super) fn host_names(about: &About, value: &Written<'_>) -> Read<Vec<String>
     list(about, value, decode_host_name)
 }
 
+/// A host name, in lower case.
+pub(super) fn host_name(about: &About, value: &Written<'_>) -> Read<String> {
+    decode_host_name(string(about, value)?).map_err(|wrong| vec![wrong])
+}
+
+/// The host names of a certificate, exact or with `*.` before, in lower case.
+pub(super) fn certificate_names(about: &About, value: &Written<'_>) -> Read<Vec<String>> {
+    list(about, value, decode_pattern)
+}
+
+/// Networks as CIDR.
+pub(super) fn networks(about: &About, value: &Written<'_>) -> Read<Vec<IpNet>> {
+    list(about, value, decode_network)
+}
+
+/// Web origins, in lower case.
+pub(super) fn origins(about: &About, value: &Written<'_>) -> Read<Vec<String>> {
+    list(about, value, decode_origin)
+}
+
+/// SHA-256 digests in hexadecimal.
+pub(super) fn pins(about: &About, value: &Written<'_>) -> Read<Vec<[u8; 32]>> {
+    list(about, value, |text| {
+        let remedy = "write 64 hexadecimal digits, such as `openssl x509 -in FILE -outform DER | sha256sum` prints";
+        if text.contains(':') {
+            let bare = text.rsplit('=').next().unwrap_or(text).replace(':', "").to_ascii_lowercase();
+            let is_digest = bare.len() == 64 && bare.bytes().all(|c| c.is_ascii_hexdigit());
+            let remedy = if is_digest { format!("write {bare:?}") } else { remedy.to_owned() };
+            return Err(Wrong::new(format!("{text:?} has colons"), remedy));
+        }
+        decode_hex(text).ok_or_else(|| Wrong::new(format!("{text:?} is not a SHA-256 digest"), remedy))
+    })
+}
+
 /// The listening addresses of a service, at least one.
 pub(super) fn listens(about: &About, value: &Written<'_>) -> Read<Vec<Listen>> {
     let listens = list(about, value, decode_listen)?;
@@ -170,6 +252,11 @@ pub(super) fn listens(about: &About, value: &Written<'_>) -> Read<Vec<Listen>> {
 /// The address of a backend.
 pub(super) fn backend_address(about: &About, value: &Written<'_>) -> Read<(Transport, SocketAddr)> {
     decode_backend(string(about, value)?).map_err(|wrong| vec![wrong])
+}
+
+/// The address of a backend for large requests.
+pub(super) fn large_address(about: &About, value: &Written<'_>) -> Read<(Transport, SocketAddr)> {
+    decode_large(string(about, value)?).map_err(|wrong| vec![wrong])
 }
 
 /// `"auto"`, a number of workers, or a list of cores.
@@ -225,15 +312,21 @@ pub(super) fn decode_secret(text: &str) -> Result<Secret, Wrong> {
     if text.len() != 32 {
         return Err(Wrong::new(format!("the secret has {} digits", text.len()), remedy));
     }
-    let mut bytes = [0u8; 16];
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        let digit = |c: u8| (c as char).to_digit(16).unwrap_or(0) as u8;
-        *byte = digit(pair[0]) << 4 | digit(pair[1]);
-    }
+    let bytes: [u8; 16] = decode_hex(text).unwrap_or_default();
     if bytes.iter().all(|byte| *byte == bytes[0]) {
         return Err(Wrong::new("the secret repeats one byte, which anybody can guess", remedy));
     }
     Ok(Secret(bytes))
+}
+
+/// Exactly `N` bytes in hexadecimal digits.
+fn decode_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digit = |c: u8| (c as char).to_digit(16).map(|digit| digit as u8);
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    (text.len() == 2 * N).then_some(bytes)
 }
 
 /// The path of a file; resolved and read after the walk.

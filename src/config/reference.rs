@@ -1,8 +1,8 @@
 //! `config/reference.toml`, rendered from the key table.
 //!
 //! Every key with its meaning, what it accepts, what it costs, and its default as the value. Keys without a default
-//! are commented out with an example; keys that must be written have an example. The rendering is itself a valid
-//! configuration. A test compares the committed file with it.
+//! are commented out with an example, as are optional sections; keys that must be written have an example. The
+//! rendering is itself a valid configuration. A test compares the committed file with it.
 
 use super::key::{About, Default, Section};
 use super::keys;
@@ -17,12 +17,13 @@ pub fn render_reference() -> String {
     comment(
         &mut text,
         "Durations are one whole number and one unit of us, ms, s, m, h. Sizes are bytes, or a string with KiB, MiB \
-         or GiB. A key without a default is commented out. Check a file of yours with `tandem check -c FILE`.",
+         or GiB. What has no default and may be left out is commented out. Check a file of yours with `tandem check -c FILE`.",
     );
     comment(&mut text, "Rendered from src/config/keys.rs: edit there, then `RENDER=1 cargo test --test config`.");
     for section in Section::ALL {
         text.push('\n');
         comment(&mut text, section.doc());
+        text.push_str(if section.is_optional() { "#" } else { "" });
         text.push_str(section.header());
         text.push('\n');
         for about in keys::ALL.iter().filter(|about| about.section == section) {
@@ -47,14 +48,15 @@ fn render_key(text: &mut String, about: &About) {
     if !about.cost.is_empty() {
         comment(text, &format!("Cost: {}.", about.cost));
     }
+    let optional = if about.section.is_optional() { "#" } else { "" };
     let (mark, value) = match about.default {
         Default::Required(example) => {
             comment(text, "Must be written.");
-            ("", example)
+            (optional, example)
         }
         Default::Literal(literal) => {
             comment(text, &format!("Default: {literal}."));
-            ("", literal)
+            (optional, literal)
         }
         Default::Absent(meaning, example) => {
             comment(text, &format!("Default: {meaning}."));

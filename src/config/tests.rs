@@ -11,7 +11,7 @@ use crate::base::id::Transport;
 pub(super) const REST: &str = r#"
 [[service]]
 name = "voice"
-listen = ["udp:127.0.0.1:5060"]
+listen = ["udp:127.0.0.1:5060", "tcp:127.0.0.1:5060"]
 pool = "pbx"
 
 [[pool]]
@@ -61,11 +61,21 @@ fn what_is_not_written_has_the_default_of_the_table() {
         receive_buffers: 1_024,
         handoff_ring_bytes: 1 << 20,
         socket_buffer_bytes: 8 << 20,
+        connections_max: 32_768,
+        connections_per_source: 4_096,
+        stream_buffers: 256,
+        write_queue_bytes: 256 << 10,
+        handshakes_max: 512,
     };
     let timers = Timers {
         binding_early: Duration::from_secs(300),
         binding_dialog: Duration::from_secs(3_600),
         binding_linger: Duration::from_secs(32),
+        message_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(3_600),
+        write_timeout: Duration::from_secs(10),
+        handshake_timeout: Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(3),
     };
     let health = Health {
         probe: Probe::Options,
@@ -79,20 +89,34 @@ fn what_is_not_written_has_the_default_of_the_table() {
         name: name.to_owned(),
         transport: Transport::Udp,
         address: ([127, 0, 0, 1], port).into(),
+        large_address: None,
+        proxy_protocol: ProxyProtocol::None,
         weight: 100,
         priority: 0,
         admin: Admin::Enabled,
     };
-    let listen = vec![Listen { transport: Transport::Udp, address: ([127, 0, 0, 1], 5_060).into() }];
-    let service = Service { name: "voice".to_owned(), listen, pool: 0, record_route: true };
+    let listens = [Transport::Udp, Transport::Tcp];
+    let service = Service {
+        name: "voice".to_owned(),
+        listen: listens.map(|transport| Listen { transport, address: ([127, 0, 0, 1], 5_060).into() }).to_vec(),
+        pool: 0,
+        record_route: true,
+        proxy_protocol_from: Vec::new(),
+        origins: Vec::new(),
+        sips_over_plain: false,
+        tls: ServiceTls::default(),
+    };
     let pool = Pool {
         name: "pbx".to_owned(),
         policy: Policy::ConsistentHash,
         retry_after: Duration::from_secs(5),
+        udp_bytes_max: 1_300,
         health,
+        tls: PoolTls::default(),
         backends: vec![backend("pbx1", 5_071), backend("pbx2", 5_072)],
     };
-    assert_eq!(config, Config { node, limits, timers, services: vec![service], pools: vec![pool] });
+    let certificates = Vec::new();
+    assert_eq!(config, Config { node, limits, timers, certificates, services: vec![service], pools: vec![pool] });
 }
 
 #[test]
@@ -185,6 +209,64 @@ fn unwise_is_a_warning() {
         "pool.spare",
     ];
     assert_eq!(keys, expected);
+}
+
+#[test]
+fn connections_that_cannot_be_meant_so_are_warnings() {
+    let cases = [
+        ("\"udp:127.0.0.1:5060\", \"tcp:127.0.0.1:5060\"", "\"udp:127.0.0.1:5060\"", "service.voice.listen[0]"),
+        ("pool = \"pbx\"\n", "pool = \"pbx\"\norigins = [\"https://a.example\"]\n", "service.voice.origins"),
+        (
+            "pool = \"pbx\"\n",
+            "pool = \"pbx\"\nproxy_protocol_from = [\"0.0.0.0/0\"]\n",
+            "service.voice.proxy_protocol_from[0]",
+        ),
+        (
+            "pool = \"pbx\"\n",
+            "pool = \"pbx\"\ntls = { client_certificate = \"required\", client_ca = \"ca.pem\" }\n",
+            "service.voice.tls.client_certificate",
+        ),
+        ("pool = \"pbx\"\n", "pool = \"pbx\"\ntls.client_ca = \"ca.pem\"\n", "service.voice.tls.client_ca"),
+        ("\"udp:127.0.0.1:5071\"", "\"tls:127.0.0.1:5071\"", "service.voice.listen"),
+        ("name = \"pbx\"\n", "name = \"pbx\"\ntls.ca = \"ca.pem\"\ntls.verify = \"none\"\n", "pool.pbx.tls.ca"),
+        ("[[service]]", "[timers]\nidle_timeout = \"1m\"\n[[service]]", "timers.idle_timeout"),
+        ("[[service]]", "[[certificate]]\nchain = \"a.pem\"\nkey = \"a.key\"\n[[service]]", "certificate"),
+    ];
+    for (from, to, key) in cases {
+        let loaded = parse_in(&REST.replacen(from, to, 1), "t.toml", &surroundings()).unwrap();
+        let keys: Vec<&str> = loaded.warnings.iter().map(|warning| warning.key.as_str()).collect();
+        assert!(keys.contains(&key) && keys.len() == 2, "{key}: {keys:?}");
+    }
+    let over_tls = REST.replace("\"udp:127.0.0.1:5060\"", "\"udp:127.0.0.1:5060\", \"tls:127.0.0.1:5061\"");
+    let over_tls = over_tls.replace("[[service]]", "[[certificate]]\nchain = \"a.pem\"\nkey = \"a.key\"\n[[service]]");
+    let over_tls = over_tls.replace("\"udp:127.0.0.1:5071\"", "\"tls:127.0.0.1:5071\"");
+    assert_eq!(warnings(&over_tls).len(), 1, "no secret");
+    let unchecked = over_tls.replace("name = \"pbx\"\n", "name = \"pbx\"\ntls.verify = \"none\"\n");
+    assert_eq!(warnings(&unchecked).len(), 2, "and no certificate is checked");
+}
+
+#[test]
+fn files_are_looked_for_from_the_directory_of_the_configuration() {
+    let text = REST.replace("[[service]]", "[[certificate]]\nchain = \"a.pem\"\nkey = \"/k/a.key\"\n[[service]]");
+    let text = text.replace("name = \"pbx\"\n", "name = \"pbx\"\ntls.ca = \"ca.pem\"\n");
+    let config = parse_in(&text, "/etc/tandem/t.toml", &surroundings()).unwrap().config;
+    assert_eq!(config.certificates[0].chain, Path::new("/etc/tandem/a.pem"));
+    assert_eq!(config.certificates[0].key, Path::new("/k/a.key"));
+    assert_eq!(config.pools[0].tls.ca.as_deref(), Some(Path::new("/etc/tandem/ca.pem")));
+}
+
+#[test]
+fn one_transport_may_have_the_port_of_another_but_not_on_one_socket() {
+    let backend = "[[pool.backend]]\nname = \"pbx3\"\naddress = \"tcp:127.0.0.1:5071\"\n";
+    assert!(parse_in(&format!("{REST}{backend}"), "t.toml", &surroundings()).is_ok());
+    let twice = REST.replace("\"tcp:127.0.0.1:5060\"", "\"tcp:127.0.0.1:5060\", \"ws:127.0.0.1:5060\"");
+    assert_eq!(
+        errors(&twice),
+        [
+            "t.toml:4: service.voice.listen[2]: \"ws:127.0.0.1:5060\" needs the TCP port of \"tcp:127.0.0.1:5060\" in line 4; \
+          write another port; ws's is 80"
+        ]
+    );
 }
 
 #[test]

@@ -8,7 +8,10 @@
 //! by the counts in [`keys`](super::keys): at most `BACKENDS_TOTAL_MAX` backends.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use crate::base::id::{BackendId, ListenerId, Transport};
 
@@ -21,6 +24,9 @@ pub struct Config {
     pub limits: Limits,
     /// `[timers]`
     pub timers: Timers,
+    /// `[[certificate]]`; the first answers a client that names no host, or one that no certificate has. At least one
+    /// where a service listens on TLS or WSS.
+    pub certificates: Vec<Certificate>,
     /// `[[service]]`, at least one.
     pub services: Vec<Service>,
     /// `[[pool]]`, at least one.
@@ -84,9 +90,19 @@ pub struct Limits {
     pub handoff_ring_bytes: usize,
     /// SO_RCVBUF and SO_SNDBUF of each UDP socket, in bytes.
     pub socket_buffer_bytes: usize,
+    /// Connections per worker, accepted and made; one more is refused.
+    pub connections_max: usize,
+    /// Accepted connections per worker and source IP address.
+    pub connections_per_source: usize,
+    /// Receive buffers that the connections of a worker share; a power of two; 16 KiB each.
+    pub stream_buffers: usize,
+    /// Bytes that may wait to be written to one connection; more closes it.
+    pub write_queue_bytes: usize,
+    /// TLS and WebSocket handshakes under way at once, per worker.
+    pub handshakes_max: usize,
 }
 
-/// `[timers]`: how long affinity is remembered.
+/// `[timers]`: how long affinity is remembered, and how long a connection may keep us waiting.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Timers {
     /// A binding whose INVITE has no final answer yet. More than Timer C (3 minutes, RFC 3261 16.6).
@@ -95,6 +111,27 @@ pub struct Timers {
     pub binding_dialog: Duration,
     /// A binding after a final answer that made no dialog, or after BYE: 64*T1 (RFC 3261 16.11).
     pub binding_linger: Duration,
+    /// From the first byte of a message on a stream, or of a PROXY header, to its last.
+    pub message_timeout: Duration,
+    /// A connection on which nothing was received for so long is closed.
+    pub idle_timeout: Duration,
+    /// A connection whose peer takes nothing of what is to be written for so long is closed.
+    pub write_timeout: Duration,
+    /// From accept or connect to the end of the TLS and WebSocket handshakes.
+    pub handshake_timeout: Duration,
+    /// A TCP connection to a backend.
+    pub connect_timeout: Duration,
+}
+
+/// `[[certificate]]`: what Tandem shows to TLS and WSS clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// PEM file: the certificate, then its intermediates. Not opened by the configuration; see `shell/tls.rs`.
+    pub chain: PathBuf,
+    /// PEM file: the private key of the first certificate in `chain`.
+    pub key: PathBuf,
+    /// Host names it answers to, lower case, each exact or `*.` and a domain. Empty: the DNS names in the certificate.
+    pub names: Vec<String>,
 }
 
 /// `[[service]]`: a virtual service, the addresses that clients see.
@@ -102,15 +139,56 @@ pub struct Timers {
 pub struct Service {
     /// Unique name.
     pub name: String,
-    /// Addresses to listen on; unique over all services; never a wildcard address.
+    /// Addresses to listen on; unique over all services, no two on one TCP port; never a wildcard address.
     pub listen: Vec<Listen>,
     /// Index into [`Config::pools`].
     pub pool: usize,
     /// Whether dialogs stay on Tandem (Record-Route, RFC 3261 16.6 item 4).
     pub record_route: bool,
+    /// Whose connections must begin with a PROXY protocol header, which tells the client's address.
+    pub proxy_protocol_from: Vec<IpNet>,
+    /// Values of Origin that a WebSocket handshake may have, lower case; empty: any, or none.
+    pub origins: Vec<String>,
+    /// Whether a sips: request may be forwarded over UDP or TCP, which RFC 5630 forbids.
+    pub sips_over_plain: bool,
+    /// `[service.tls]`
+    pub tls: ServiceTls,
 }
 
-/// One listening address, written `udp:192.0.2.10:5060` or `udp:[2001:db8::1]:5060`.
+/// `[service.tls]`: what the TLS and WSS listeners of a service ask of clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceTls {
+    /// Whether a client shows a certificate.
+    pub client_certificate: ClientCertificate,
+    /// PEM file of the authorities that sign client certificates; there whenever one is asked for.
+    pub client_ca: Option<PathBuf>,
+    /// The oldest version that is spoken.
+    pub min_version: TlsVersion,
+}
+
+/// Whether a TLS client must show a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientCertificate {
+    /// None is asked for.
+    #[default]
+    None,
+    /// One is asked for, and checked when it comes.
+    Optional,
+    /// No handshake without one.
+    Required,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    #[default]
+    V12,
+    /// RFC 8446.
+    V13,
+}
+
+/// One listening address, written `udp:192.0.2.10:5060` or `tls:[2001:db8::1]:5061`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// Transport.
@@ -135,8 +213,12 @@ pub struct Pool {
     pub policy: Policy,
     /// Retry-After of the 503 that an empty pool answers with.
     pub retry_after: Duration,
+    /// The largest request sent to a backend over UDP where it has a `large_address`, in bytes (RFC 3261 18.1.1).
+    pub udp_bytes_max: usize,
     /// `[pool.health]`
     pub health: Health,
+    /// `[pool.tls]`
+    pub tls: PoolTls,
     /// `[[pool.backend]]`, at least one.
     pub backends: Vec<Backend>,
 }
@@ -174,15 +256,48 @@ pub enum Probe {
     Options,
 }
 
+/// `[pool.tls]`: how TLS backends of the pool are spoken to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolTls {
+    /// How their certificate is checked.
+    pub verify: Verify,
+    /// PEM file of the authorities that sign backend certificates. `None`: those that the system trusts.
+    pub ca: Option<PathBuf>,
+    /// The name sent as SNI and looked for in the certificate. `None`: the backend's IP address, and no SNI.
+    pub server_name: Option<String>,
+    /// SHA-256 of the certificates accepted by [`Verify::Pinned`], over the DER of the leaf.
+    pub pins: Vec<[u8; 32]>,
+    /// PEM file: the certificate that Tandem shows when it is asked, then its intermediates.
+    pub certificate: Option<PathBuf>,
+    /// PEM file: its private key; there exactly when `certificate` is.
+    pub key: Option<PathBuf>,
+}
+
+/// How the certificate of a backend is checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// Signed by an authority, in time, and for the right name.
+    #[default]
+    Full,
+    /// One of the pinned certificates; nothing else about it counts.
+    Pinned,
+    /// Not at all.
+    None,
+}
+
 /// `[[pool.backend]]`: one SIP server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backend {
     /// Name, unique over all pools: cookies carry its hash.
     pub name: String,
-    /// Transport.
+    /// Transport: UDP, TCP or TLS.
     pub transport: Transport,
-    /// Address and port; unique over all pools.
+    /// Address and port; unique over all pools, with the transport.
     pub address: SocketAddr,
+    /// Where a UDP backend takes requests over [`Pool::udp_bytes_max`]: TCP or TLS, and of the same family.
+    pub large_address: Option<(Transport, SocketAddr)>,
+    /// What connections to it begin with; a backend without a TCP or TLS address has none.
+    pub proxy_protocol: ProxyProtocol,
     /// Share of new dialogs relative to the others; 0 to 65,535; 0 takes no new dialogs and keeps its own.
     pub weight: u32,
     /// Tier: the lowest number with a healthy backend serves.
@@ -207,4 +322,16 @@ pub enum Admin {
     Drained,
     /// Takes nothing; is not probed.
     Disabled,
+}
+
+/// The PROXY protocol header with which a connection to a backend begins, to tell it the client's address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    /// None.
+    #[default]
+    None,
+    /// Version 1, a line of text.
+    V1,
+    /// Version 2, binary.
+    V2,
 }

@@ -8,6 +8,7 @@
 //! index otherwise, so paths are unique.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
@@ -20,6 +21,8 @@ use super::read::{is_name, nearest};
 /// A document on the way to typed values.
 pub(super) struct Walk<'t> {
     lines: Lines<'t>,
+    /// Where relative paths start.
+    directory: PathBuf,
     /// Where everything stands that was seen so far.
     pub(super) places: Places,
     /// Everything that was wrong so far.
@@ -38,12 +41,14 @@ pub(super) struct Open<'d, 't> {
 impl<'t> Walk<'t> {
     /// Starts at the root of a document.
     pub(super) fn new(file: &str, text: &'t str) -> Self {
-        Walk { lines: Lines::new(text), places: Places::new(file), problems: Vec::new() }
+        let directory = Path::new(file).parent().map(Path::to_owned).unwrap_or_default();
+        Walk { lines: Lines::new(text), directory, places: Places::new(file), problems: Vec::new() }
     }
 
     /// Reports top-level keys that are no sections.
     pub(super) fn check_root(&mut self, root: &DeTable<'_>) {
-        let known = [Section::Node, Section::Limits, Section::Timers, Section::Service, Section::Pool];
+        let known =
+            [Section::Node, Section::Limits, Section::Timers, Section::Certificate, Section::Service, Section::Pool];
         for (name, _) in root.iter().filter(|(name, _)| !known.iter().any(|section| section.name() == name.get_ref())) {
             let remedy = match nearest(name.get_ref(), known.iter().map(|section| section.name())) {
                 Some(near) => {
@@ -91,7 +96,8 @@ impl<'t> Walk<'t> {
         Open { section, path, table }
     }
 
-    /// Opens each of a list of sections, such as `[[pool]]`; at least one and at most `max` are expected.
+    /// Opens each of a list of sections, such as `[[pool]]`; at most `max` are expected, and at least one where the
+    /// section is not optional.
     pub(super) fn open_each<'d>(
         &mut self,
         parent: Option<&'d DeTable<'t>>,
@@ -101,6 +107,9 @@ impl<'t> Walk<'t> {
     ) -> Vec<Open<'d, 't>> {
         let path = join(around, section.name());
         let Some(value) = parent.and_then(|parent| parent.get(section.name())) else {
+            if section.is_optional() {
+                return Vec::new();
+            }
             self.push(
                 around,
                 format!("there is no {}", section.header()),
@@ -113,7 +122,7 @@ impl<'t> Walk<'t> {
             self.report(value.span().start, &path, "this is not a list of sections", &remedy);
             return Vec::new();
         };
-        if tables.is_empty() {
+        if tables.is_empty() && !section.is_optional() {
             let remedy = format!("write at least one {}", section.header());
             self.report(value.span().start, &path, "the list is empty", &remedy);
         }
@@ -162,6 +171,19 @@ impl<'t> Walk<'t> {
                 None
             }
         }
+    }
+
+    /// The path of a file; `Some(None)` when the key is not written.
+    pub(super) fn take_path(&mut self, open: &Open<'_, 't>, key: &Key<PathBuf>) -> Option<Option<PathBuf>> {
+        if !self.has(open, key) {
+            return Some(None);
+        }
+        self.take_optional(open, key).map(|path| Some(self.resolve(&path)))
+    }
+
+    /// A path as the file means it.
+    pub(super) fn resolve(&self, path: &Path) -> PathBuf {
+        self.directory.join(path)
     }
 
     /// Whether a key is written in a section.
@@ -248,8 +270,10 @@ fn shown_key(name: &str) -> String {
 
 /// The remedy for a key or section that exists, but in another section.
 fn elsewhere(name: &str, section: Option<Section>) -> Option<String> {
-    if let Some(found) = Section::ALL.into_iter().find(|found| found.name() == name && Some(*found) != section) {
-        return Some(format!("write it as {}", found.header()));
+    let found = Section::ALL.into_iter().filter(|found| found.name() == name && Some(*found) != section);
+    let headers: Vec<&str> = found.map(Section::header).collect();
+    if !headers.is_empty() {
+        return Some(format!("write it as {}", headers.join(" or ")));
     }
     let found = keys::ALL.iter().find(|about| about.name == name)?;
     Some(format!("it belongs in {}", found.section.header()))

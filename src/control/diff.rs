@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::config::{Backend, Config, Limits, Listen, Pool, Service};
+use crate::config::{Backend, Config, Limits, Listen, Pool, PoolTls, Service, ServiceTls, Timers, show_address};
 
 /// One change between two configurations.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +93,8 @@ impl Diff {
         }
         let mut changes = Changes::default();
         collect_node(old, new, &mut changes);
+        collect_timers(&old.timers, &new.timers, &mut changes);
+        changes.key("[[certificate]]", "files and names", &old.certificates, &new.certificates);
         collect_services(old, new, &mut changes);
         collect_pools(old, new, &mut changes);
         collect_backends(old, new, &mut changes);
@@ -147,6 +149,11 @@ fn collect_fixed(old: &Config, new: &Config, fixed: &mut Changes) {
         receive_buffers,
         handoff_ring_bytes,
         socket_buffer_bytes,
+        connections_max,
+        connections_per_source,
+        stream_buffers,
+        write_queue_bytes,
+        handshakes_max,
     } = &old.limits;
     fixed.key("[limits]", "bindings_max", bindings_max, &b.bindings_max);
     fixed.key("[limits]", "message_bytes_max", message_bytes_max, &b.message_bytes_max);
@@ -154,6 +161,11 @@ fn collect_fixed(old: &Config, new: &Config, fixed: &mut Changes) {
     fixed.key("[limits]", "receive_buffers", receive_buffers, &b.receive_buffers);
     fixed.key("[limits]", "handoff_ring_bytes", handoff_ring_bytes, &b.handoff_ring_bytes);
     fixed.key("[limits]", "socket_buffer_bytes", socket_buffer_bytes, &b.socket_buffer_bytes);
+    fixed.key("[limits]", "connections_max", connections_max, &b.connections_max);
+    fixed.key("[limits]", "connections_per_source", connections_per_source, &b.connections_per_source);
+    fixed.key("[limits]", "stream_buffers", stream_buffers, &b.stream_buffers);
+    fixed.key("[limits]", "write_queue_bytes", write_queue_bytes, &b.write_queue_bytes);
+    fixed.key("[limits]", "handshakes_max", handshakes_max, &b.handshakes_max);
     // Workers know their sockets by position, so the order counts too.
     fixed.key("[[service]]", "listen", &Listens::of(old), &Listens::of(new));
 }
@@ -174,6 +186,17 @@ impl fmt::Debug for Listens<'_> {
     }
 }
 
+/// Digests, shown in hexadecimal as they are written.
+#[derive(PartialEq)]
+struct Pins<'a>(&'a [[u8; 32]]);
+
+impl fmt::Debug for Pins<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hex = |pin: &[u8; 32]| pin.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        f.debug_list().entries(self.0.iter().map(hex)).finish()
+    }
+}
+
 fn collect_node(old: &Config, new: &Config, changes: &mut Changes) {
     changes.key("[node]", "names", &old.node.names, &new.node.names);
     for (key, a, b) in [
@@ -188,6 +211,27 @@ fn collect_node(old: &Config, new: &Config, changes: &mut Changes) {
     }
 }
 
+fn collect_timers(old: &Timers, b: &Timers, changes: &mut Changes) {
+    let Timers {
+        binding_early,
+        binding_dialog,
+        binding_linger,
+        message_timeout,
+        idle_timeout,
+        write_timeout,
+        handshake_timeout,
+        connect_timeout,
+    } = old;
+    changes.key("[timers]", "binding_early", binding_early, &b.binding_early);
+    changes.key("[timers]", "binding_dialog", binding_dialog, &b.binding_dialog);
+    changes.key("[timers]", "binding_linger", binding_linger, &b.binding_linger);
+    changes.key("[timers]", "message_timeout", message_timeout, &b.message_timeout);
+    changes.key("[timers]", "idle_timeout", idle_timeout, &b.idle_timeout);
+    changes.key("[timers]", "write_timeout", write_timeout, &b.write_timeout);
+    changes.key("[timers]", "handshake_timeout", handshake_timeout, &b.handshake_timeout);
+    changes.key("[timers]", "connect_timeout", connect_timeout, &b.connect_timeout);
+}
+
 fn collect_services(old: &Config, new: &Config, changes: &mut Changes) {
     fn named(config: &Config) -> Vec<(&str, (&Service, &str))> {
         let pool = |service: &Service| config.pools.get(service.pool).map_or("", |pool| pool.name.as_str());
@@ -196,6 +240,13 @@ fn collect_services(old: &Config, new: &Config, changes: &mut Changes) {
     for (what, (a, pool_a), (b, pool_b)) in changes.named("service", &named(old), &named(new)) {
         changes.key(&what, "pool", &pool_a, &pool_b);
         changes.key(&what, "record_route", &a.record_route, &b.record_route);
+        changes.key(&what, "proxy_protocol_from", &a.proxy_protocol_from, &b.proxy_protocol_from);
+        changes.key(&what, "origins", &a.origins, &b.origins);
+        changes.key(&what, "sips_over_plain", &a.sips_over_plain, &b.sips_over_plain);
+        let ServiceTls { client_certificate, client_ca, min_version } = &a.tls;
+        changes.key(&what, "tls.client_certificate", client_certificate, &b.tls.client_certificate);
+        changes.key(&what, "tls.client_ca", client_ca, &b.tls.client_ca);
+        changes.key(&what, "tls.min_version", min_version, &b.tls.min_version);
         changes.key(&what, "listen", &Listens(a.listen.iter().collect()), &Listens(b.listen.iter().collect()));
     }
 }
@@ -207,6 +258,14 @@ fn collect_pools(old: &Config, new: &Config, changes: &mut Changes) {
     for (what, a, b) in changes.named("pool", &named(old), &named(new)) {
         changes.key(&what, "policy", &a.policy, &b.policy);
         changes.key(&what, "retry_after", &a.retry_after, &b.retry_after);
+        changes.key(&what, "udp_bytes_max", &a.udp_bytes_max, &b.udp_bytes_max);
+        let PoolTls { verify, ca, server_name, pins, certificate, key } = &a.tls;
+        changes.key(&what, "tls.verify", verify, &b.tls.verify);
+        changes.key(&what, "tls.ca", ca, &b.tls.ca);
+        changes.key(&what, "tls.server_name", server_name, &b.tls.server_name);
+        changes.key(&what, "tls.pins", &Pins(pins), &Pins(&b.tls.pins));
+        changes.key(&what, "tls.certificate", certificate, &b.tls.certificate);
+        changes.key(&what, "tls.key", key, &b.tls.key);
         changes.key(&what, "health.probe", &a.health.probe, &b.health.probe);
         changes.key(&what, "health.interval", &a.health.interval, &b.health.interval);
         changes.key(&what, "health.jitter", &a.health.jitter, &b.health.jitter);
@@ -225,6 +284,9 @@ fn collect_backends(old: &Config, new: &Config, changes: &mut Changes) {
         changes.key(&what, "pool", &pool_a, &pool_b);
         changes.key(&what, "transport", &a.transport, &b.transport);
         changes.key(&what, "address", &a.address, &b.address);
+        let large = |backend: &Backend| backend.large_address.map(|(transport, at)| show_address(transport, at));
+        changes.key(&what, "large_address", &large(a), &large(b));
+        changes.key(&what, "proxy_protocol", &a.proxy_protocol, &b.proxy_protocol);
         changes.key(&what, "weight", &a.weight, &b.weight);
         changes.key(&what, "priority", &a.priority, &b.priority);
         changes.key(&what, "admin", &a.admin, &b.admin);

@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::base::id::Transport;
-use crate::config::{Backend, Health, Limits, Listen, Node, Policy, Pool, Probe, Service, Timers, Workers};
+use crate::config::{
+    Backend, Certificate, ClientCertificate, Health, Limits, Listen, Node, Policy, Pool, PoolTls, Probe, ProxyProtocol,
+    Service, ServiceTls, Timers, Workers,
+};
 use crate::control::health::Outcome;
 use std::collections::BTreeMap;
 
@@ -19,6 +22,8 @@ pub(crate) fn config(backends: usize) -> Config {
         name: format!("pbx{i}"),
         transport: Transport::Udp,
         address: format!("192.0.2.{}:{}", i % 250 + 1, 5060 + i / 250).parse().unwrap(),
+        large_address: None,
+        proxy_protocol: ProxyProtocol::None,
         weight: 100,
         priority: 0,
         admin: Admin::Enabled,
@@ -42,19 +47,40 @@ pub(crate) fn config(backends: usize) -> Config {
             receive_buffers: 64,
             handoff_ring_bytes: 65_536,
             socket_buffer_bytes: 65_536,
+            connections_max: 1_024,
+            connections_per_source: 1_024,
+            stream_buffers: 16,
+            write_queue_bytes: 262_144,
+            handshakes_max: 64,
         },
-        timers: Timers { binding_early: SECOND, binding_dialog: SECOND, binding_linger: SECOND },
+        timers: Timers {
+            binding_early: SECOND,
+            binding_dialog: SECOND,
+            binding_linger: SECOND,
+            message_timeout: 10 * SECOND,
+            idle_timeout: 3_600 * SECOND,
+            write_timeout: 10 * SECOND,
+            handshake_timeout: 5 * SECOND,
+            connect_timeout: 3 * SECOND,
+        },
+        certificates: Vec::new(),
         services: vec![Service {
             name: "voice".into(),
             listen: vec![Listen { transport: Transport::Udp, address: "192.0.2.254:5060".parse().unwrap() }],
             pool: 0,
             record_route: true,
+            proxy_protocol_from: Vec::new(),
+            origins: Vec::new(),
+            sips_over_plain: false,
+            tls: ServiceTls::default(),
         }],
         pools: vec![Pool {
             name: "pbx".into(),
             policy: Policy::ConsistentHash,
             retry_after: SECOND,
+            udp_bytes_max: 1_300,
             health,
+            tls: PoolTls::default(),
             backends: (0..backends).map(backend).collect(),
         }],
     }

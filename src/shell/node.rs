@@ -19,7 +19,7 @@ use super::control_loop::{self, Options};
 use super::handover::{self, Doorbell, Giver, Taker};
 use super::sys::{UdpRing, Waker, set_socket_buffers};
 use super::worker_loop::{Command, Report, Setup, TICK, Worker};
-use crate::base::id::BackendId;
+use crate::base::id::{BackendId, Transport};
 use crate::config::{Admin, Config, Placement, Secret, load};
 use crate::control::BackendView;
 use crate::control::diff::Diff;
@@ -97,6 +97,13 @@ impl Node {
     pub fn start(mut config: Config, file: Option<PathBuf>) -> anyhow::Result<Node> {
         let placement = Placement::of(&config.node, &available_cores());
         let workers = placement.workers.len();
+        let listens = config.services.iter().flat_map(|service| &service.listen);
+        let backends = config.pools.iter().flat_map(|pool| &pool.backends);
+        if listens.map(|listen| listen.transport).any(Transport::is_stream)
+            || backends.map(|backend| backend.transport).any(Transport::is_stream)
+        {
+            bail!("streams (tcp, tls, ws, wss) can be configured and not yet be served; remove their addresses");
+        }
         if workers == 0 {
             bail!("none of the cores in node.workers can be used by this process");
         }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tandem::base::id::Transport;
 use tandem::base::time::Instant;
 use tandem::config::{
-    Admin, Backend, Config, Health, Limits, Listen, Node as NodeConfig, Policy, Pool, Probe, Secret, Service, Timers,
-    Workers,
+    Admin, Backend, Config, Health, Limits, Listen, Node as NodeConfig, Policy, Pool, PoolTls, Probe, ProxyProtocol,
+    Secret, Service, ServiceTls, Timers, Workers,
 };
 use tandem::control::Control;
 use tandem::engine::outbox::{DATAGRAM_MAX, Outbox};
@@ -127,6 +127,8 @@ pub fn config(backends: usize, bindings: usize) -> Config {
         name: format!("pbx{number}"),
         transport: Transport::Udp,
         address: backend_address(number),
+        large_address: None,
+        proxy_protocol: ProxyProtocol::None,
         weight: 100,
         priority: 0,
         admin: Admin::Enabled,
@@ -148,19 +150,40 @@ pub fn config(backends: usize, bindings: usize) -> Config {
             receive_buffers: 64,
             handoff_ring_bytes: 65_536,
             socket_buffer_bytes: 65_536,
+            connections_max: 1_024,
+            connections_per_source: 1_024,
+            stream_buffers: 16,
+            write_queue_bytes: 262_144,
+            handshakes_max: 64,
         },
         // Shorter than the defaults, for dialogs to outlive their bindings; longer than a clock step and 64*T1.
-        timers: Timers { binding_early: 200 * SECOND, binding_dialog: 60 * SECOND, binding_linger: 50 * SECOND },
+        timers: Timers {
+            binding_early: 200 * SECOND,
+            binding_dialog: 60 * SECOND,
+            binding_linger: 50 * SECOND,
+            message_timeout: 10 * SECOND,
+            idle_timeout: 3_600 * SECOND,
+            write_timeout: 10 * SECOND,
+            handshake_timeout: 5 * SECOND,
+            connect_timeout: 3 * SECOND,
+        },
+        certificates: Vec::new(),
         services: vec![Service {
             name: "voice".into(),
             listen: listeners().map(|address| Listen { transport: Transport::Udp, address }).to_vec(),
             pool: 0,
             record_route: true,
+            proxy_protocol_from: Vec::new(),
+            origins: Vec::new(),
+            sips_over_plain: false,
+            tls: ServiceTls::default(),
         }],
         pools: vec![Pool {
             name: "pbx".into(),
             policy: Policy::ConsistentHash,
             retry_after: 5 * SECOND,
+            udp_bytes_max: 1_300,
+            tls: PoolTls::default(),
             health: Health {
                 probe: Probe::Options,
                 interval: SECOND / 2,

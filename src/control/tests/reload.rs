@@ -114,3 +114,41 @@ fn secrets_rotate_without_being_shown() {
     assert_eq!(bench.drain(), 0);
     assert_eq!(bench.snapshots.len(), 2);
 }
+
+#[test]
+fn what_is_asked_of_connections_may_change_and_their_number_may_not() {
+    let mut bench = Bench::new(config(1));
+    let mut next = config(1);
+    next.timers.idle_timeout = 60 * SECOND;
+    next.certificates.push(Certificate { chain: "a.pem".into(), key: "a.key".into(), names: Vec::new() });
+    next.services[0].proxy_protocol_from = vec!["192.0.2.0/24".parse().unwrap()];
+    next.services[0].origins = vec!["https://phone.example.com".into()];
+    next.services[0].sips_over_plain = true;
+    next.services[0].tls.client_certificate = ClientCertificate::Required;
+    next.pools[0].udp_bytes_max = 1_400;
+    next.pools[0].tls.pins = vec![[0xAB; 32]];
+    next.pools[0].backends[0].large_address = Some((Transport::Tcp, "192.0.2.1:5060".parse().unwrap()));
+    let diff = bench.control.apply_config(bench.now, next.clone()).unwrap().to_string();
+    for part in [
+        "[timers]: idle_timeout 3600s -> 60s",
+        "[[certificate]]: files and names [] -> [Certificate { chain: \"a.pem\"",
+        "service voice: proxy_protocol_from [] -> [192.0.2.0/24]",
+        "service voice: origins [] -> [\"https://phone.example.com\"]",
+        "service voice: sips_over_plain false -> true",
+        "service voice: tls.client_certificate None -> Required",
+        "pool pbx: udp_bytes_max 1300 -> 1400",
+        "pool pbx: tls.pins [] -> [\"abababab",
+        "backend pbx0: large_address None -> Some(\"tcp:192.0.2.1:5060\")",
+    ] {
+        assert!(diff.contains(part), "{part} in {diff}");
+    }
+    assert_eq!(diff.matches(" -> ").count(), 9, "{diff}");
+
+    next.limits.connections_max = 16;
+    next.limits.stream_buffers = 32;
+    next.services[0].listen.push(Listen { transport: Transport::Tls, address: "192.0.2.254:5061".parse().unwrap() });
+    let refusal = bench.control.apply_config(bench.now, next).unwrap_err().to_string();
+    for part in ["connections_max 1024 -> 16", "stream_buffers 16 -> 32", "\"tls:192.0.2.254:5061\"]"] {
+        assert!(refusal.contains(part), "{part} in {refusal}");
+    }
+}
