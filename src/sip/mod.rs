@@ -6,6 +6,7 @@
 pub mod cseq;
 mod cursor;
 pub mod edit;
+pub mod frame;
 pub mod method;
 pub mod name_addr;
 pub mod params;
