@@ -34,6 +34,7 @@ pub(super) struct DraftService {
     pub(super) listen: Option<Vec<Listen>>,
     pub(super) pool: Option<String>,
     pub(super) record_route: Option<bool>,
+    pub(super) strip_identity: Option<bool>,
 }
 
 /// What could be read of a pool, and its dotted path.
@@ -80,6 +81,7 @@ impl Draft {
                 listen: service.listen?,
                 pool: names.iter().position(|name| *name == service.pool && name.is_some())?,
                 record_route: service.record_route?,
+                strip_identity: service.strip_identity?,
             })
         });
         let pools = self.pools.into_iter().map(|pool| {
@@ -196,6 +198,7 @@ fn read_services<'t>(walk: &mut Walk<'t>, root: &DeTable<'t>) -> Vec<DraftServic
         listen: walk.take(&open, &keys::LISTEN),
         pool: walk.take(&open, &keys::SERVICE_POOL),
         record_route: walk.take(&open, &keys::RECORD_ROUTE),
+        strip_identity: walk.take(&open, &keys::STRIP_IDENTITY),
         path: open.path,
     });
     read.collect()

@@ -84,7 +84,7 @@ fn what_is_not_written_has_the_default_of_the_table() {
         admin: Admin::Enabled,
     };
     let listen = vec![Listen { transport: Transport::Udp, address: ([127, 0, 0, 1], 5_060).into() }];
-    let service = Service { name: "voice".to_owned(), listen, pool: 0, record_route: true };
+    let service = Service { name: "voice".to_owned(), listen, pool: 0, record_route: true, strip_identity: false };
     let pool = Pool {
         name: "pbx".to_owned(),
         policy: Policy::ConsistentHash,

@@ -108,6 +108,8 @@ pub struct Service {
     pub pool: usize,
     /// Whether dialogs stay on Tandem (Record-Route, RFC 3261 16.6 item 4).
     pub record_route: bool,
+    /// Whether the trust domain ends here: asserted identities do not cross (RFC 3325).
+    pub strip_identity: bool,
 }
 
 /// One listening address, written `udp:192.0.2.10:5060` or `udp:[2001:db8::1]:5060`.

@@ -196,6 +196,7 @@ fn collect_services(old: &Config, new: &Config, changes: &mut Changes) {
     for (what, (a, pool_a), (b, pool_b)) in changes.named("service", &named(old), &named(new)) {
         changes.key(&what, "pool", &pool_a, &pool_b);
         changes.key(&what, "record_route", &a.record_route, &b.record_route);
+        changes.key(&what, "strip_identity", &a.strip_identity, &b.strip_identity);
         changes.key(&what, "listen", &Listens(a.listen.iter().collect()), &Listens(b.listen.iter().collect()));
     }
 }

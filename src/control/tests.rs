@@ -49,6 +49,7 @@ pub(crate) fn config(backends: usize) -> Config {
             listen: vec![Listen { transport: Transport::Udp, address: "192.0.2.254:5060".parse().unwrap() }],
             pool: 0,
             record_route: true,
+            strip_identity: false,
         }],
         pools: vec![Pool {
             name: "pbx".into(),

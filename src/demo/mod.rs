@@ -162,6 +162,7 @@ fn configuration(address: SocketAddr, workers: usize, backends: &[Backend], rate
             listen: vec![config::Listen { transport: Transport::Udp, address }],
             pool: 0,
             record_route: true,
+            strip_identity: false,
         }],
         pools: vec![config::Pool {
             name: "demo".to_owned(),

@@ -4,6 +4,7 @@
 //! Max-Forwards less one, our Route values gone, a Record-Route with the dialog's token. A verdict that cannot be
 //! carried out, since the result would not fit a datagram, becomes an answer. Cost: one plan of some edits, one copy.
 
+use super::identity::{Crossing, plan_identity};
 use super::outbox::Outbox;
 use super::{Message, Received, State, transaction_hash};
 use crate::base::id::BackendId;
@@ -45,12 +46,12 @@ impl State {
         self.counters.cookies_refused += u64::from(is_forged);
         if let Verdict::Forward(forward) = verdict {
             match self.write_request(snapshot, rx, &request, &forward, &branch, outbox.buffer()) {
-                Some(len) => {
+                Ok(len) => {
                     outbox.commit(len, forward.egress, forward.destination);
                     self.count_forward(&forward);
                     return self.learn_from_request(message, &request, &forward, (key, binding), transaction);
                 }
-                None => verdict = refuse(&request, Status::MessageTooLarge, Reason::EditFailed),
+                Err((status, reason)) => verdict = refuse(&request, status, reason),
             }
         }
         match verdict {
@@ -129,7 +130,7 @@ impl State {
         }
     }
 
-    /// Writes the request as it is sent on; `None` when it does not fit a datagram.
+    /// Writes the request as it is sent on, or says why it cannot be: it does not fit a datagram, for one.
     fn write_request(
         &mut self,
         snapshot: &Snapshot,
@@ -138,11 +139,12 @@ impl State {
         forward: &Forward,
         branch: &[u8; BRANCH_LEN],
         out: &mut [u8],
-    ) -> Option<usize> {
+    ) -> Result<usize, (Status, Reason)> {
         let edit = &mut self.edit;
         edit.clear();
         let scan = request.scan;
-        let first_via = scan.first(HeaderName::Via)?.line.start as usize;
+        // A request without Via was refused when it was decoded.
+        let first_via = scan.first(HeaderName::Via).map_or(scan.start_line_end(), |h| h.line.start as usize);
         let egress = snapshot.listener(forward.egress);
         edit.insert(first_via, &[&egress.via_head, branch, b"\r\n"]);
         if let Some(cookie) = &forward.record {
@@ -160,7 +162,10 @@ impl State {
         plan_received(edit, request.bytes, &request.via, rx);
         plan_max_forwards(edit, request, first_via);
         plan_route(edit, request, forward);
-        edit.apply(request.bytes, scan.message(), out).ok()
+        let crossing = Crossing { snapshot, from: (rx.listener, rx.source), to: (forward.egress, forward.destination) };
+        plan_identity(edit, request.bytes, scan, &crossing).map_err(|reason| (Status::BadRequest, reason))?;
+        let written = edit.apply(request.bytes, scan.message(), out);
+        written.map_err(|_| (Status::MessageTooLarge, Reason::EditFailed))
     }
 }
 

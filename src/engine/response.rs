@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 
+use super::identity::{Crossing, plan_identity};
 use super::outbox::Outbox;
 use super::{Message, State, transaction_hash};
 use crate::base::span::Span;
@@ -41,6 +42,11 @@ impl State {
         };
         self.edit.clear();
         self.edit.remove(relayed.own_via);
+        let crossing =
+            Crossing { snapshot, from: (rx.listener, rx.source), to: (relayed.ingress, relayed.destination) };
+        if let Err(reason) = plan_identity(&mut self.edit, rx.bytes, scan, &crossing) {
+            return self.counters.count_dropped(reason);
+        }
         match self.edit.apply(rx.bytes, scan.message(), outbox.buffer()) {
             Ok(len) => {
                 outbox.commit(len, relayed.ingress, relayed.destination);

@@ -48,10 +48,14 @@ pub enum HeaderName {
     ProxyRequire,
     /// RFC 3261 20.10
     Contact,
+    /// RFC 3325 9.1
+    AssertedIdentity,
+    /// RFC 3323 4.2
+    Privacy,
 }
 
 /// How many names there are.
-const NAMES: usize = HeaderName::Contact as usize + 1;
+const NAMES: usize = HeaderName::Privacy as usize + 1;
 
 /// One header line of a kind that routing reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -407,10 +411,12 @@ fn header_name(name: &[u8]) -> Option<HeaderName> {
         (5, b'r') => (b"Route", Route),
         (7, b'c') if name[1] | 0x20 == b'a' => (b"Call-ID", CallId),
         (7, b'c') => (b"Contact", Contact),
+        (7, b'p') => (b"Privacy", Privacy),
         (12, b'm') => (b"Max-Forwards", MaxForwards),
         (12, b'r') => (b"Record-Route", RecordRoute),
         (13, b'p') => (b"Proxy-Require", ProxyRequire),
         (14, b'c') => (b"Content-Length", ContentLength),
+        (19, b'p') => (b"P-Asserted-Identity", AssertedIdentity),
         _ => return None,
     };
     (name == long || name.eq_ignore_ascii_case(long)).then_some(header)

@@ -156,6 +156,7 @@ pub fn config(backends: usize, bindings: usize) -> Config {
             listen: listeners().map(|address| Listen { transport: Transport::Udp, address }).to_vec(),
             pool: 0,
             record_route: true,
+            strip_identity: false,
         }],
         pools: vec![Pool {
             name: "pbx".into(),
