@@ -19,7 +19,8 @@ use crate::sip::scan::{HeaderName, Scan};
 /// P-Asserted-Identity lines that are taken out of one message; RFC 3325 9.1 knows two values at most.
 const IDENTITY_LINES_MAX: usize = 4;
 
-/// What the rest of a request may need: our Via, two Record-Route, `received` and `rport`, Max-Forwards, and six for the route set between two strict routers.
+/// What the rest of a request may need: our Via, two Record-Route, `received` and `rport`, Max-Forwards, and six for a
+/// route set between two strict routers.
 const OTHER_PATCHES_MAX: usize = 12;
 
 const _: () = assert!(IDENTITY_LINES_MAX + OTHER_PATCHES_MAX <= PATCHES_MAX);
