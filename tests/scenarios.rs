@@ -26,7 +26,6 @@ const GONE: [BackendStatus; 2] = [
     BackendStatus { admin: Admin::Enabled, is_healthy: false },
 ];
 
-//= https://www.rfc-editor.org/rfc/rfc3261#section-16.11
 #[test]
 fn a_running_transaction_keeps_target_and_branch_while_the_set_changes() {
     for status in GONE {

@@ -64,6 +64,32 @@ fn request_too_large_for_our_headers_is_answered_513() {
 }
 
 #[test]
+fn caller_that_is_gone_harms_nobody_and_nothing_is_cancelled() {
+    let place = Place::take("gone");
+    let (gone, backend) = (Endpoint::bind(local(0)).unwrap(), Endpoint::bind(local(0)).unwrap());
+    let service = local(free_port());
+    let node = start(&place, vec![service], &backend);
+    gone.send(&gone.request("INVITE", "gone@client", service, b""), service);
+    let (invite, proxy) = backend.await_message("INVITE", "gone@client");
+    // From here on the kernel answers for the caller, with ICMP port unreachable.
+    drop(gone);
+    for status in ["180 Ringing", "200 OK", "200 OK"] {
+        backend.send(&backend.answer(&invite, status, b""), proxy);
+    }
+    let client = Endpoint::bind(local(0)).unwrap();
+    client.send(&client.request("OPTIONS", "next@client", service, b""), service);
+    let (request, proxy) = backend.receive("OPTIONS");
+    assert!(request.starts_with(b"OPTIONS"), "{}", String::from_utf8_lossy(&request));
+    backend.send(&backend.answer(&request, "200 OK", b""), proxy);
+    client.await_message("SIP/2.0 200", "next@client");
+    let (status, _, report) = node.stop();
+    assert!(status.success(), "{status}");
+    assert_eq!(report.total("requests_forwarded_total"), 2, "{report:#?}");
+    assert_eq!(report.total("responses_forwarded_total"), 4, "{report:#?}");
+    report.check_balance();
+}
+
+#[test]
 fn keepalive_is_counted_and_ignored() {
     let place = Place::take("keepalive");
     let (client, backend) = (Endpoint::bind(local(0)).unwrap(), Endpoint::bind(local(0)).unwrap());
