@@ -22,6 +22,8 @@ fn returned(rig: &mut Rig, sent: &Sent, response: &[u8]) -> Sent {
 }
 
 /// The same messages, as two workers of one node or two nodes of one secret see them.
+//= rfc3261#section-16.11 branch
+//# The branch is made of what retransmission, CANCEL and ACK share, the method left out.
 #[test]
 fn retransmissions_cancel_and_ack_have_one_branch_at_every_worker_and_node() {
     let (mut here, mut there) = (Rig::new(NODE), Rig::new(NODE));
@@ -44,6 +46,8 @@ fn retransmissions_cancel_and_ack_have_one_branch_at_every_worker_and_node() {
     }
 }
 
+//= rfc3261#section-16.6 unique-branch
+//# Two transactions have two branches.
 #[test]
 fn two_transactions_have_two_branches() {
     let mut rig = Rig::new(NODE);
@@ -66,6 +70,14 @@ fn two_transactions_have_two_branches() {
     assert!(seen.iter().all(|branch| branch.starts_with("z9hG4bK")));
 }
 
+//= rfc5393#section-4.1 never-forks
+//# Only who forks must detect loops: there is one target, never two.
+//= rfc3261#section-16.11 retransmissions
+//# Every retransmission is forwarded; none is made.
+//= rfc3261#section-16.11 no-provisional
+//# No 100 and no other provisional response is made here.
+//= rfc4320#section-4.2 no-408
+//# No 408 is made here, whatever a backend leaves unanswered.
 #[test]
 fn every_copy_of_a_request_goes_on_once_and_nothing_is_sent_of_our_own_accord() {
     let mut rig = Rig::new(NODE);
@@ -86,6 +98,8 @@ fn every_copy_of_a_request_goes_on_once_and_nothing_is_sent_of_our_own_accord() 
     assert_eq!(counters.answered.iter().sum::<u64>(), 0);
 }
 
+//= rfc3261#section-16.11 cancel
+//# CANCEL is forwarded like any request, with the same treatment of Route.
 #[test]
 fn cancel_takes_the_way_of_its_invite_with_and_without_route() {
     for extra in ["", "Route: <sip:sip.example.com;lr>\r\n", "Route: <sip:192.0.2.10;lr>, <sip:198.51.100.66;lr>\r\n"] {
@@ -111,6 +125,8 @@ fn cancel_takes_the_way_of_its_invite_with_and_without_route() {
     assert!(rig.backend_at(stray.to).is_some());
 }
 
+//= rfc3261#section-13.2.2.4 ack-to-2xx
+//# The ACK to a 2xx is a request of its own and follows the route set of its dialog.
 #[test]
 fn ack_to_a_2xx_follows_its_route_and_ack_to_another_its_invite() {
     let mut rig = Rig::new(NODE);
@@ -133,6 +149,8 @@ fn ack_to_a_2xx_follows_its_route_and_ack_to_another_its_invite() {
     assert_eq!((ack.to, own_branch(&ack)), (sent.to, own_branch(&sent)));
 }
 
+//= rfc3261#section-16.3 merged
+//# Merged requests are no error: each copy goes on.
 #[test]
 fn merged_requests_are_both_forwarded() {
     let mut rig = Rig::new(NODE);
@@ -149,6 +167,12 @@ fn merged_requests_are_both_forwarded() {
     }
 }
 
+//= rfc3261#section-16.11 response
+//# Our Via goes, and the response to where the next one says; nothing else of it changes.
+//= rfc3261#section-16.11 every-response
+//# Every response goes on at once and as often as it comes: 100, 2xx and 503 too.
+//= rfc3261#section-16.7 to-tag
+//# The To tag of a response is neither changed nor added.
 #[test]
 fn every_response_goes_back_as_it_is_and_as_often_as_it_comes() {
     let mut rig = Rig::new(NODE);
@@ -168,6 +192,8 @@ fn every_response_goes_back_as_it_is_and_as_often_as_it_comes() {
     }
 }
 
+//= rfc6026#section-7.3 stray
+//# A response to no request of ours goes nowhere; a late one needs no transaction.
 #[test]
 fn a_late_response_needs_no_state_and_a_stray_one_finds_none() {
     let mut rig = Rig::new(NODE);
@@ -225,6 +251,10 @@ fn converse(rig: &mut Rig, families: &Families, client: (&End<'_>, &[String]), b
     }
 }
 
+//= rfc5658#section-5 double-route
+//# Of the two Record-Route values of one proxy both go when they come back as Route.
+//= rfc5658#section-5 double-record
+//# Where the two sides differ each gets a Record-Route that it can reach.
 #[test]
 fn calls_cross_between_address_families_in_both_directions() {
     for families in &CROSSINGS {
@@ -247,6 +277,8 @@ fn calls_cross_between_address_families_in_both_directions() {
     }
 }
 
+//= rfc5658#section-5 double-route
+//# Of the two Record-Route values of one proxy both go when they come back as Route.
 #[test]
 fn calls_that_a_backend_starts_cross_in_both_directions_too() {
     for families in &CROSSINGS {
@@ -269,6 +301,8 @@ fn calls_that_a_backend_starts_cross_in_both_directions_too() {
     }
 }
 
+//= rfc3581#section-4 same-address
+//# A response leaves from the address and port that the request came to.
 #[test]
 fn what_comes_back_leaves_from_the_address_and_port_that_were_asked() {
     let rig = Rig::new(NODE);
@@ -293,6 +327,8 @@ fn what_comes_back_leaves_from_the_address_and_port_that_were_asked() {
     }
 }
 
+//= rfc3261#section-18.1.1 largest
+//# Datagrams up to the largest of UDP are read, and sent on while they still fit.
 #[test]
 fn the_largest_datagram_passes_and_one_byte_more_is_refused() {
     let message = |body: usize| {
@@ -351,6 +387,8 @@ fn run_ring(nodes: &mut [Rig], first: &[u8], hairpin: &[(&str, &str)]) -> Ring {
     panic!("a ring without end");
 }
 
+//= rfc3261#section-16.3 loop
+//# Loops need not be detected by who does not fork, since Max-Forwards ends them.
 #[test]
 fn two_nodes_that_point_at_each_other_end_with_483() {
     let node = |listen: &str, backend: &str, name: &str, secret: &str| {
@@ -375,6 +413,8 @@ fn two_nodes_that_point_at_each_other_end_with_483() {
     }
 }
 
+//= rfc3261#section-16.3 loop
+//# Loops need not be detected by who does not fork, since Max-Forwards ends them.
 #[test]
 fn a_node_that_is_its_own_backend_behind_a_translator_ends_too() {
     // The address as such is refused by the configuration; a translator in front can still lead back.

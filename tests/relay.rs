@@ -77,6 +77,10 @@ fn nothing_is_relayed_to_where_a_request_uri_of_a_stranger_leads() {
     }
 }
 
+//= rfc3261#section-16.6 maddr
+//# maddr is not followed, against the rule: it would lead anywhere.
+//= rfc3261#section-18.2.2 maddr
+//# maddr is not followed, against the rule: it would aim responses at anybody.
 #[test]
 fn nothing_is_relayed_to_where_maddr_leads() {
     let maddr = "maddr=198.51.100.66";
@@ -128,6 +132,8 @@ fn nothing_is_sent_to_where_received_and_rport_of_a_stranger_lead() {
     }
 }
 
+//= rfc6026#section-7.3 stray
+//# A response to no request of ours goes nowhere; a late one needs no transaction.
 #[test]
 fn nothing_is_relayed_to_where_a_response_of_a_stranger_leads() {
     let mut rig = Rig::new(NODE);
@@ -293,6 +299,8 @@ fn spoofed_messages() -> BTreeMap<String, Vec<u8>> {
     messages
 }
 
+//= rfc3261#section-8.2.7 stateless
+//# An answer is made once a request, never again, never for ACK, always alike.
 #[test]
 fn a_spoofed_source_gets_one_datagram_at_most_and_no_more_bytes_than_were_sent_in_its_name() {
     let messages = spoofed_messages();

@@ -26,6 +26,10 @@ const GONE: [BackendStatus; 2] = [
     BackendStatus { admin: Admin::Enabled, is_healthy: false },
 ];
 
+//= rfc3261#section-16.11 one-target
+//# Retransmission, CANCEL and the ACK to a non-2xx go to the one target of their INVITE.
+//= rfc3261#section-16.11 retransmissions
+//# Every retransmission is forwarded; none is made.
 #[test]
 fn a_running_transaction_keeps_target_and_branch_while_the_set_changes() {
     for status in GONE {

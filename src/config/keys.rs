@@ -214,8 +214,9 @@ keys! {
     STRIP_IDENTITY: bool {
         Service."strip_identity", default: Default::Literal("false"), accepts: Accepts::Flag, unit: "",
         read: read::flag,
-        doc: "Whether the trust domain of RFC 3325 ends here. Then P-Asserted-Identity is taken out of all that clients \
-              send, and, where Privacy asks for \"id\", of what backends send to clients. P-Preferred-Identity passes.",
+        doc: "Whether the trust domain of RFC 3325 ends here. Then P-Asserted-Identity is taken out of all that \
+              clients send, and, where Privacy asks for \"id\", of what backends send to clients. \
+              P-Preferred-Identity passes.",
         cost: "whoever does not send from the address of a backend is a client, a trunk included",
     }
 

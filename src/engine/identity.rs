@@ -38,8 +38,14 @@ impl Crossing<'_> {
         let is_inside = |address| self.snapshot.backend_by_address(address).is_some();
         let is_edge = |listener| self.snapshot.services[self.snapshot.listener(listener).service].strip_identity;
         match (is_inside(self.from.1), is_inside(self.to.1)) {
+            //= rfc3325#section-5 of-clients
+            //# P-Asserted-Identity from outside the trust domain is removed, in every spelling.
             (false, _) => is_edge(self.from.0),
+            //= rfc3325#section-7 private
+            //# With Privacy: id, P-Asserted-Identity is removed on the way out of the trust domain.
             (true, false) => is_edge(self.to.0) && asks_for_privacy(bytes, scan),
+            //= rfc3325#section-7 not-private
+            //# Without id in Privacy, or inside the trust domain, it is not removed.
             (true, true) => false,
         }
     }
@@ -58,6 +64,8 @@ pub(super) fn plan_identity(edit: &mut Edit, bytes: &[u8], scan: &Scan, crossing
     if count > IDENTITY_LINES_MAX {
         return Err(Reason::TooManyIdentities);
     }
+    //= rfc3325#section-9.2 preferred
+    //# P-Preferred-Identity passes to the trusted proxy that will authenticate.
     scan.all(HeaderName::AssertedIdentity).for_each(|identity| edit.remove(identity.line));
     Ok(())
 }

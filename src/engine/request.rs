@@ -25,6 +25,8 @@ use crate::sip::values::{self, Value, values};
 use crate::sip::via::{Rport, Via};
 
 impl State {
+    //= rfc3261#section-16.11 retransmissions
+    //# Every retransmission is forwarded; none is made.
     pub(super) fn handle_request(&mut self, message: &Message<'_>, method: Span, uri: Span, outbox: &mut Outbox) {
         let Message { snapshot, rx, scan, .. } = *message;
         let request = match Request::decode(rx.bytes, scan, method, uri) {
@@ -146,14 +148,22 @@ impl State {
         // A request without Via was refused when it was decoded.
         let first_via = scan.first(HeaderName::Via).map_or(scan.start_line_end(), |h| h.line.start as usize);
         let egress = snapshot.listener(forward.egress);
+        //= rfc3261#section-16.6 via
+        //# A Via of the sending address with a branch that begins with z9hG4bK is put on top.
         edit.insert(first_via, &[&egress.via_head, branch, b"\r\n"]);
+        //= rfc3261#section-16.6 record-again
+        //# A request that refreshes a dialog records the same route again.
         if let Some(cookie) = &forward.record {
             let mut token = [0; TOKEN_MAX];
             let len = snapshot.keys.encode_token(request.text(request.call_id), cookie, &mut token);
             let token = &token[..len];
+            //= rfc3261#section-16.6 record-route
+            //# Record-Route is a SIP URI of ours with lr, before those that are there.
             // Before any other Record-Route (16.6 item 4); the side that the next hop sees comes first (RFC 5658).
             let place = scan.first(HeaderName::RecordRoute).map_or(first_via, |h| h.line.start as usize);
             edit.insert(place, &[&egress.record_route_head, token, b">\r\n"]);
+            //= rfc5658#section-5 double-record
+            //# Where the two sides differ each gets a Record-Route that it can reach.
             if forward.egress != rx.listener {
                 let ingress = snapshot.listener(rx.listener);
                 edit.insert(place, &[&ingress.record_route_head, token, b">\r\n"]);
@@ -194,6 +204,8 @@ fn branch_input<'a>(request: &Request<'a>, rx: &Received<'_>) -> BranchInput<'a>
     }
 }
 
+//= rfc3261#section-17.1.1.3 ack
+//# The ACK to a final answer that was made here ends here.
 /// Does this ACK acknowledge an answer that was made here? Its To tag is the one that answer carried.
 fn is_ack_for_answer(snapshot: &Snapshot, request: &Request<'_>) -> bool {
     request.method == Method::Ack
@@ -203,6 +215,8 @@ fn is_ack_for_answer(snapshot: &Snapshot, request: &Request<'_>) -> bool {
         })
 }
 
+//= rfc3261#section-18.2.1 received
+//# received is added where sent-by is a name or another address than the source.
 /// RFC 3261 18.2.1 and RFC 3581 4: what the sender's Via does not tell truly is written into it.
 fn plan_received(edit: &mut Edit, bytes: &[u8], via: &Via, rx: &Received<'_>) {
     let has_true_address = via.ip(bytes) == Some(rx.source.ip());
@@ -210,8 +224,12 @@ fn plan_received(edit: &mut Edit, bytes: &[u8], via: &Via, rx: &Received<'_>) {
         return;
     }
     let mut text = Text::<80>::default();
+    //= rfc5118#section-4.5 received
+    //# An IPv6 address in received has no brackets.
     text.push(b";received=");
     text.push_ip(rx.source.ip());
+    //= rfc3581#section-4 rport
+    //# rport gets the source port, and received is added with it whatever sent-by says.
     if via.rport != Rport::Absent {
         text.push(b";rport=");
         text.push_number(u32::from(rx.source.port()));
@@ -225,6 +243,8 @@ fn plan_received(edit: &mut Edit, bytes: &[u8], via: &Via, rx: &Received<'_>) {
     }
 }
 
+//= rfc3261#section-16.6 max-forwards
+//# Max-Forwards goes down by one; where there is none, 70 is added.
 /// RFC 3261 16.6 item 3.
 fn plan_max_forwards(edit: &mut Edit, request: &Request<'_>, first_via: usize) {
     match request.max_forwards {
@@ -237,6 +257,8 @@ fn plan_max_forwards(edit: &mut Edit, request: &Request<'_>, first_via: usize) {
     }
 }
 
+//= rfc3261#section-16.6 strict-router-next
+//# A next hop without lr: its URI becomes the Request-URI, which goes to the end of Route.
 /// RFC 3261 16.4 and 16.6 item 6.
 fn plan_route(edit: &mut Edit, request: &Request<'_>, forward: &Forward) {
     let route = forward.route;

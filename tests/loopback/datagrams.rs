@@ -26,6 +26,8 @@ fn bind_v6() -> Option<Endpoint> {
     endpoint
 }
 
+//= rfc3261#section-18.1.1 largest
+//# Datagrams up to the largest of UDP are read, and sent on while they still fit.
 #[test]
 fn large_message_passes_whole_both_ways() {
     let place = Place::take("large");
@@ -63,6 +65,8 @@ fn request_too_large_for_our_headers_is_answered_513() {
     report.check_balance();
 }
 
+//= rfc3261#section-16.9 response-error
+//# A response that cannot be delivered is lost, and nothing is cancelled for it.
 #[test]
 fn caller_that_is_gone_harms_nobody_and_nothing_is_cancelled() {
     let place = Place::take("gone");
