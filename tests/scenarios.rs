@@ -1,9 +1,9 @@
 //! Rules that take more than one message: affinity while the backend set changes, routes recorded and followed, secrets
 //! rotated, limits reached. Each drives the real engine through the rig.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use rig::message::{CLIENT, EDGE, Request, answer, at, forward, forward_from, own_branch, value};
 use rig::{Fate, Rig, Sent, UP};
 use tandem::config::Admin;
 use tandem::metrics::Reason;
@@ -12,81 +12,6 @@ use tandem::route::snapshot::BackendStatus;
 mod rig;
 
 const NODE: &str = include_str!("data/messages/node.toml");
-const CLIENT: &str = "203.0.113.77:5062";
-const EDGE: &str = "192.0.2.10:5060";
-
-fn at(text: &str) -> SocketAddr {
-    text.parse().unwrap()
-}
-
-/// A request of a client; `extra` are whole header lines.
-struct Request<'a> {
-    method: &'a str,
-    uri: &'a str,
-    call_id: &'a str,
-    branch: &'a str,
-    cseq: u32,
-    to: &'a str,
-    extra: &'a str,
-}
-
-impl Default for Request<'_> {
-    fn default() -> Self {
-        Request {
-            method: "INVITE",
-            uri: "sip:bob@sip.example.com",
-            call_id: "call-1",
-            branch: "z9hG4bK-1",
-            cseq: 1,
-            to: "<sip:bob@sip.example.com>",
-            extra: "",
-        }
-    }
-}
-
-impl Request<'_> {
-    fn bytes(&self) -> Vec<u8> {
-        let Request { method, uri, call_id, branch, cseq, to, extra } = self;
-        format!(
-            "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/UDP {CLIENT};branch={branch}\r\nMax-Forwards: 70\r\n\
-             From: <sip:alice@example.net>;tag=a1\r\nTo: {to}\r\nCall-ID: {call_id}\r\nCSeq: {cseq} {method}\r\n\
-             User-Agent: scenario of the tests of this project\r\n{extra}Content-Length: 0\r\n\r\n"
-        )
-        .into_bytes()
-    }
-}
-
-fn forward(rig: &mut Rig, bytes: &[u8]) -> Sent {
-    forward_from(rig, CLIENT, bytes)
-}
-
-fn forward_from(rig: &mut Rig, source: &str, bytes: &[u8]) -> Sent {
-    match rig.handle(at(source), at(EDGE), bytes) {
-        Fate::Forwarded(sent) => sent,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// The value of the first header `name`.
-fn value(bytes: &[u8], name: &str) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).unwrap_or_default().to_owned()
-}
-
-fn own_branch(sent: &Sent) -> String {
-    value(&sent.bytes, "Via").split("branch=").nth(1).unwrap().to_owned()
-}
-
-/// The response of whoever got `request`.
-fn answer(request: &[u8], status: &str) -> Vec<u8> {
-    let text = String::from_utf8_lossy(request);
-    let copied = ["Via:", "From:", "To:", "Call-ID:", "CSeq:", "Record-Route:"];
-    let lines = text.lines().filter(|line| copied.iter().any(|name| line.starts_with(name)));
-    let lines =
-        lines.map(|l| if l.starts_with("To:") && !l.contains("tag=") { format!("{l};tag=b1") } else { l.to_owned() });
-    let lines: Vec<String> = lines.collect();
-    format!("SIP/2.0 {status}\r\n{}\r\nContent-Length: 0\r\n\r\n", lines.join("\r\n")).into_bytes()
-}
 
 /// Everything but `name` takes new calls; `name` does what `status` says.
 fn change(rig: &mut Rig, name: &str, status: BackendStatus) {
@@ -101,7 +26,10 @@ const GONE: [BackendStatus; 2] = [
     BackendStatus { admin: Admin::Enabled, is_healthy: false },
 ];
 
-//= https://www.rfc-editor.org/rfc/rfc3261#section-16.11
+//= rfc3261#section-16.11 one-target
+//# Retransmission, CANCEL and the ACK to a non-2xx go to the one target of their INVITE.
+//= rfc3261#section-16.11 retransmissions
+//# Every retransmission is forwarded; none is made.
 #[test]
 fn a_running_transaction_keeps_target_and_branch_while_the_set_changes() {
     for status in GONE {

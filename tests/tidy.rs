@@ -7,6 +7,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[path = "tidy/tags.rs"]
+mod tags;
+
 /// Layers from the bottom; each may use those of lower rank, and itself.
 const LAYERS: &[(&str, u8)] = &[
     ("base", 0),
@@ -87,7 +90,8 @@ fn files(folder: &str, ending: &str) -> Vec<Source> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == ending) {
-                let text = fs::read_to_string(&path).unwrap();
+                // Expectations hold whatever bytes a message may hold.
+                let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
                 found.push(Source { path: path.strip_prefix(root()).unwrap().display().to_string(), text });
             }
         }
@@ -339,7 +343,7 @@ fn every_rfc_is_named_by_its_number() {
 
 /// Markdown files of the repository, and where their links lead.
 fn markdown() -> Vec<Source> {
-    let mut all = ["src", "perf", "bench-harness", "config"]
+    let mut all = ["src", "perf", "bench-harness", "config", "tests"]
         .map(|folder| files(folder, "md"))
         .into_iter()
         .flatten()

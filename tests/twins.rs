@@ -22,7 +22,7 @@ mod rig;
 const NODE: &str = include_str!("data/messages/node.toml");
 const HEADERS_MAX: usize = 24;
 
-const NAMES: [(HeaderName, &str); 11] = [
+const NAMES: [(HeaderName, &str); 13] = [
     (HeaderName::Via, "via"),
     (HeaderName::Route, "route"),
     (HeaderName::RecordRoute, "record-route"),
@@ -34,6 +34,8 @@ const NAMES: [(HeaderName, &str); 11] = [
     (HeaderName::ContentLength, "content-length"),
     (HeaderName::ProxyRequire, "proxy-require"),
     (HeaderName::Contact, "contact"),
+    (HeaderName::AssertedIdentity, "p-asserted-identity"),
+    (HeaderName::Privacy, "privacy"),
 ];
 
 /// Both readers on one datagram.

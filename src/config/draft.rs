@@ -43,6 +43,7 @@ pub(super) struct DraftService {
     pub(super) origins: Option<Vec<String>>,
     pub(super) sips_over_plain: Option<bool>,
     pub(super) tls: Option<ServiceTls>,
+    pub(super) strip_identity: Option<bool>,
 }
 
 /// What could be read of a pool, and its dotted path.
@@ -98,6 +99,7 @@ impl Draft {
                 origins: service.origins?,
                 sips_over_plain: service.sips_over_plain?,
                 tls: service.tls?,
+                strip_identity: service.strip_identity?,
             })
         });
         let pools = self.pools.into_iter().map(|pool| {
@@ -256,6 +258,7 @@ fn read_services<'t>(walk: &mut Walk<'t>, root: &DeTable<'t>) -> Vec<DraftServic
         origins: walk.take(&open, &keys::ORIGINS),
         sips_over_plain: walk.take(&open, &keys::SIPS_OVER_PLAIN),
         tls: read_service_tls(walk, &open),
+        strip_identity: walk.take(&open, &keys::STRIP_IDENTITY),
         path: open.path,
     });
     read.collect()

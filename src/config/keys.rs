@@ -307,6 +307,14 @@ keys! {
         doc: "Whether dialogs stay on Tandem (Record-Route, RFC 3261 section 16.6 item 4).",
         cost: "one header; without it, what follows in a dialog goes past Tandem when both sides can reach each other",
     }
+    STRIP_IDENTITY: bool {
+        Service."strip_identity", default: Default::Literal("false"), accepts: Accepts::Flag, unit: "",
+        read: read::flag,
+        doc: "Whether the trust domain of RFC 3325 ends here. Then P-Asserted-Identity is taken out of all that \
+              clients send, and, where Privacy asks for \"id\", of what backends send to clients. \
+              P-Preferred-Identity passes.",
+        cost: "whoever does not send from the address of a backend is a client, a trunk included",
+    }
     PROXY_PROTOCOL_FROM: Vec<IpNet> {
         Service."proxy_protocol_from", default: Default::Literal("[]"),
         accepts: Accepts::Form("a list of networks such as [\"192.0.2.0/28\", \"2001:db8::5/128\"]"), unit: "",

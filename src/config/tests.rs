@@ -104,6 +104,7 @@ fn what_is_not_written_has_the_default_of_the_table() {
         proxy_protocol_from: Vec::new(),
         origins: Vec::new(),
         sips_over_plain: false,
+        strip_identity: false,
         tls: ServiceTls::default(),
     };
     let pool = Pool {

@@ -153,6 +153,8 @@ pub struct Service {
     pub sips_over_plain: bool,
     /// `[service.tls]`
     pub tls: ServiceTls,
+    /// Whether the trust domain ends here: asserted identities do not cross (RFC 3325).
+    pub strip_identity: bool,
 }
 
 /// `[service.tls]`: what the TLS and WSS listeners of a service ask of clients.

@@ -247,6 +247,7 @@ fn collect_services(old: &Config, new: &Config, changes: &mut Changes) {
         changes.key(&what, "tls.client_certificate", client_certificate, &b.tls.client_certificate);
         changes.key(&what, "tls.client_ca", client_ca, &b.tls.client_ca);
         changes.key(&what, "tls.min_version", min_version, &b.tls.min_version);
+        changes.key(&what, "strip_identity", &a.strip_identity, &b.strip_identity);
         changes.key(&what, "listen", &Listens(a.listen.iter().collect()), &Listens(b.listen.iter().collect()));
     }
 }

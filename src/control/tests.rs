@@ -73,6 +73,7 @@ pub(crate) fn config(backends: usize) -> Config {
             origins: Vec::new(),
             sips_over_plain: false,
             tls: ServiceTls::default(),
+            strip_identity: false,
         }],
         pools: vec![Pool {
             name: "pbx".into(),

@@ -177,6 +177,7 @@ fn configuration(address: SocketAddr, workers: usize, backends: &[Backend], rate
             origins: Vec::new(),
             sips_over_plain: false,
             tls: config::ServiceTls::default(),
+            strip_identity: false,
         }],
         pools: vec![config::Pool {
             name: "demo".to_owned(),

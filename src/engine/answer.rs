@@ -39,6 +39,8 @@ impl State {
         self.answer(snapshot, rx, scan, (status, reason), outbox);
     }
 
+    //= rfc3261#section-8.2.7 stateless
+    //# An answer is made once a request, never again, never for ACK, always alike.
     /// Writes an answer into the outbox, if one may be given.
     pub(super) fn answer(
         &mut self,
@@ -83,6 +85,8 @@ impl State {
     }
 }
 
+//= rfc3261#section-18.2.2 answer-address
+//# An answer made here goes to the source, to the port of sent-by, or with rport where it came from.
 /// RFC 3261 18.2.2 and RFC 3581 4; the address is always the one seen, `maddr` is not followed.
 fn answer_address(via: &Via, source: SocketAddr) -> SocketAddr {
     let port = match via.rport {

@@ -14,6 +14,7 @@
 //! ```
 
 mod answer;
+mod identity;
 pub mod outbox;
 mod request;
 mod response;

@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use crate::base::span::Span;
 use crate::route::snapshot::ListenerIndex;
 
+//= rfc3261#section-18.1.1 largest
+//# Datagrams up to the largest of UDP are read, and sent on while they still fit.
 /// The largest UDP payload over IPv4; over IPv6 20 bytes more would fit.
 pub const DATAGRAM_MAX: usize = 65_507;
 

@@ -4,6 +4,7 @@
 //! Max-Forwards less one, our Route values gone, a Record-Route with the dialog's token. A verdict that cannot be
 //! carried out, since the result would not fit a datagram, becomes an answer. Cost: one plan of some edits, one copy.
 
+use super::identity::{Crossing, plan_identity};
 use super::outbox::Outbox;
 use super::{Message, Received, State, transaction_hash};
 use crate::base::id::BackendId;
@@ -24,6 +25,8 @@ use crate::sip::values::{self, Value, values};
 use crate::sip::via::{Rport, Via};
 
 impl State {
+    //= rfc3261#section-16.11 retransmissions
+    //# Every retransmission is forwarded; none is made.
     pub(super) fn handle_request(&mut self, message: &Message<'_>, method: Span, uri: Span, outbox: &mut Outbox) {
         let Message { snapshot, rx, scan, .. } = *message;
         let request = match Request::decode(rx.bytes, scan, method, uri) {
@@ -44,12 +47,12 @@ impl State {
         self.counters.cookies_refused += u64::from(is_forged);
         if let Verdict::Forward(forward) = verdict {
             match self.write_request(snapshot, rx, &request, &forward, &branch, outbox.buffer()) {
-                Some(len) => {
+                Ok(len) => {
                     outbox.commit(len, forward.egress, forward.destination);
                     self.count_forward(&forward);
                     return self.learn_from_request(message, &request, &forward, (key, binding), transaction);
                 }
-                None => verdict = refuse(&request, Status::MessageTooLarge, Reason::EditFailed),
+                Err((status, reason)) => verdict = refuse(&request, status, reason),
             }
         }
         match verdict {
@@ -152,7 +155,7 @@ impl State {
         }
     }
 
-    /// Writes the request as it is sent on; `None` when it does not fit a datagram.
+    /// Writes the request as it is sent on, or says why it cannot be: it does not fit a datagram, for one.
     fn write_request(
         &mut self,
         snapshot: &Snapshot,
@@ -161,20 +164,29 @@ impl State {
         forward: &Forward,
         branch: &[u8; BRANCH_LEN],
         out: &mut [u8],
-    ) -> Option<usize> {
+    ) -> Result<usize, (Status, Reason)> {
         let edit = &mut self.edit;
         edit.clear();
         let scan = request.scan;
-        let first_via = scan.first(HeaderName::Via)?.line.start as usize;
+        // A request without Via was refused when it was decoded.
+        let first_via = scan.first(HeaderName::Via).map_or(scan.start_line_end(), |h| h.line.start as usize);
         let egress = snapshot.listener(forward.egress);
+        //= rfc3261#section-16.6 via
+        //# A Via of the sending address with a branch that begins with z9hG4bK is put on top.
         edit.insert(first_via, &[&egress.via_head, branch, b"\r\n"]);
+        //= rfc3261#section-16.6 record-again
+        //# A request that refreshes a dialog records the same route again.
         if let Some(cookie) = &forward.record {
             let mut token = [0; TOKEN_MAX];
             let len = snapshot.keys.encode_token(request.text(request.call_id), cookie, &mut token);
             let token = &token[..len];
+            //= rfc3261#section-16.6 record-route
+            //# Record-Route is a SIP URI of ours with lr, before those that are there.
             // Before any other Record-Route (16.6 item 4); the side that the next hop sees comes first (RFC 5658).
             let place = scan.first(HeaderName::RecordRoute).map_or(first_via, |h| h.line.start as usize);
             edit.insert(place, &[&egress.record_route_head, token, b">\r\n"]);
+            //= rfc5658#section-5 double-record
+            //# Where the two sides differ each gets a Record-Route that it can reach.
             if forward.egress != rx.listener {
                 let ingress = snapshot.listener(rx.listener);
                 edit.insert(place, &[&ingress.record_route_head, token, b">\r\n"]);
@@ -183,7 +195,10 @@ impl State {
         plan_received(edit, request.bytes, &request.via, rx);
         plan_max_forwards(edit, request, first_via);
         plan_route(edit, request, forward);
-        edit.apply(request.bytes, scan.message(), out).ok()
+        let crossing = Crossing { snapshot, from: (rx.listener, rx.source), to: (forward.egress, forward.destination) };
+        plan_identity(edit, request.bytes, scan, &crossing).map_err(|reason| (Status::BadRequest, reason))?;
+        let written = edit.apply(request.bytes, scan.message(), out);
+        written.map_err(|_| (Status::MessageTooLarge, Reason::EditFailed))
     }
 }
 
@@ -212,6 +227,8 @@ fn branch_input<'a>(request: &Request<'a>, rx: &Received<'_>) -> BranchInput<'a>
     }
 }
 
+//= rfc3261#section-17.1.1.3 ack
+//# The ACK to a final answer that was made here ends here.
 /// Does this ACK acknowledge an answer that was made here? Its To tag is the one that answer carried.
 fn is_ack_for_answer(snapshot: &Snapshot, request: &Request<'_>) -> bool {
     request.method == Method::Ack
@@ -220,6 +237,8 @@ fn is_ack_for_answer(snapshot: &Snapshot, request: &Request<'_>) -> bool {
         })
 }
 
+//= rfc3261#section-18.2.1 received
+//# received is added where sent-by is a name or another address than the source.
 /// RFC 3261 18.2.1 and RFC 3581 4: what the sender's Via does not tell truly is written into it.
 fn plan_received(edit: &mut Edit, bytes: &[u8], via: &Via, rx: &Received<'_>) {
     let has_true_address = via.ip(bytes) == Some(rx.source.ip());
@@ -227,8 +246,12 @@ fn plan_received(edit: &mut Edit, bytes: &[u8], via: &Via, rx: &Received<'_>) {
         return;
     }
     let mut text = Text::<80>::default();
+    //= rfc5118#section-4.5 received
+    //# An IPv6 address in received has no brackets.
     text.push(b";received=");
     text.push_ip(rx.source.ip());
+    //= rfc3581#section-4 rport
+    //# rport gets the source port, and received is added with it whatever sent-by says.
     if via.rport != Rport::Absent {
         text.push(b";rport=");
         text.push_number(u32::from(rx.source.port()));
@@ -242,6 +265,8 @@ fn plan_received(edit: &mut Edit, bytes: &[u8], via: &Via, rx: &Received<'_>) {
     }
 }
 
+//= rfc3261#section-16.6 max-forwards
+//# Max-Forwards goes down by one; where there is none, 70 is added.
 /// RFC 3261 16.6 item 3.
 fn plan_max_forwards(edit: &mut Edit, request: &Request<'_>, first_via: usize) {
     match request.max_forwards {
@@ -254,6 +279,8 @@ fn plan_max_forwards(edit: &mut Edit, request: &Request<'_>, first_via: usize) {
     }
 }
 
+//= rfc3261#section-16.6 strict-router-next
+//# A next hop without lr: its URI becomes the Request-URI, which goes to the end of Route.
 /// RFC 3261 16.4 and 16.6 item 6.
 fn plan_route(edit: &mut Edit, request: &Request<'_>, forward: &Forward) {
     let route = forward.route;

@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 
+use super::identity::{Crossing, plan_identity};
 use super::outbox::Outbox;
 use super::{Message, State, transaction_hash};
 use crate::base::span::Span;
@@ -33,6 +34,8 @@ struct Relayed {
 }
 
 impl State {
+    //= rfc3261#section-16.11 every-response
+    //# Every response goes on at once and as often as it comes: 100, 2xx and 503 too.
     pub(super) fn handle_response(&mut self, message: &Message<'_>, status: u16, outbox: &mut Outbox) {
         let Message { now, snapshot, rx, scan, key } = *message;
         let relayed = match read_response(snapshot, rx.bytes, scan) {
@@ -40,9 +43,22 @@ impl State {
             Err(reason) => return self.counters.count_dropped(reason),
         };
         self.edit.clear();
+        //= rfc3261#section-16.11 response
+        //# Our Via goes, and the response to where the next one says; nothing else of it changes.
+        //= rfc3261#section-16.7 to-tag
+        //# The To tag of a response is neither changed nor added.
+        //= rfc3608#section-6.2 service-route
+        //# Service-Route passes untouched and in its order.
         self.edit.remove(relayed.own_via);
+        let crossing =
+            Crossing { snapshot, from: (rx.listener, rx.source), to: (relayed.ingress, relayed.destination) };
+        if let Err(reason) = plan_identity(&mut self.edit, rx.bytes, scan, &crossing) {
+            return self.counters.count_dropped(reason);
+        }
         match self.edit.apply(rx.bytes, scan.message(), outbox.buffer()) {
             Ok(len) => {
+                //= rfc3261#section-16.9 response-error
+                //# A response that cannot be delivered is lost, and nothing is cancelled for it.
                 outbox.commit(len, relayed.ingress, relayed.destination);
                 self.counters.responses_forwarded += 1;
                 self.learn_from_response(now, key, &relayed, status);
@@ -75,6 +91,8 @@ fn read_response(snapshot: &Snapshot, bytes: &[u8], scan: &Scan) -> Result<Relay
     let branch = top.branch.ok_or(Reason::BadBranch)?;
     let (own_via, next) = match top.next {
         Some(next) => (Span { start: top.value.start, end: next }, Span { start: next, end: top_line.value.end }),
+        //= rfc3261#section-16.7 no-via-left
+        //# A response without a Via below ours is not forwarded.
         None => (top_line.line, lines.next().ok_or(Reason::NoMoreVia)?.value),
     };
     let next = Via::decode(bytes, next).map_err(|_| Reason::UnusableVia)?;
@@ -89,7 +107,11 @@ fn read_response(snapshot: &Snapshot, bytes: &[u8], scan: &Scan) -> Result<Relay
         call_id: header(HeaderName::CallId)?.of(bytes),
         cseq: cseq.number,
     };
+    //= rfc6026#section-7.3 stray
+    //# A response to no request of ours goes nowhere; a late one needs no transaction.
     let ingress = snapshot.keys.decode_branch(branch.of(bytes), &input).ok_or(Reason::BadBranch)?;
+    //= rfc3581#section-4 same-address
+    //# A response leaves from the address and port that the request came to.
     let ingress = snapshot.listener_by_id(ingress).ok_or(Reason::NoListener)?;
     let is_family_right = snapshot.listener(ingress).listen.address.is_ipv6() == destination.is_ipv6();
     if !is_family_right || is_forbidden(snapshot, destination) {
@@ -99,6 +121,8 @@ fn read_response(snapshot: &Snapshot, bytes: &[u8], scan: &Scan) -> Result<Relay
     Ok(Relayed { own_via, ingress, destination, method, transaction: transaction_hash(branch.of(bytes)) })
 }
 
+//= rfc3261#section-16.11 foreign-via
+//# A response whose topmost Via is not ours is silently discarded.
 /// RFC 3261 18.1.2: sent-by must be what we would write.
 fn is_our_via(snapshot: &Snapshot, bytes: &[u8], via: &Via) -> bool {
     via.ip(bytes).is_some_and(|ip| {
@@ -107,6 +131,10 @@ fn is_our_via(snapshot: &Snapshot, bytes: &[u8], via: &Via) -> bool {
     })
 }
 
+//= rfc3261#section-18.2.2 response-address
+//# A response goes to received, else sent-by, and to the port of sent-by, else 5060.
+//= rfc3261#section-18.2.2 maddr
+//# maddr is not followed, against the rule: it would aim responses at anybody.
 /// RFC 3261 18.2.2 and RFC 3581 4, without `maddr`.
 fn response_address(bytes: &[u8], via: &Via) -> Option<SocketAddr> {
     let ip = if via.received.is_some() { via.received_ip(bytes)? } else { via.ip(bytes)? };

@@ -62,6 +62,7 @@ reasons! {
     AckForAnswer = "ack-absorbed", "the ACK acknowledges an answer that was made here";
     AnswerTooLarge = "answer-suppressed", "the answer would be larger than the request";
     EditFailed = "edit-failed", "the changed message exceeds the largest datagram";
+    TooManyIdentities = "too-many-identities", "more P-Asserted-Identity lines than are taken out of one message";
     HandOverFull = "handover-full", "the ring to the owning worker is full";
 }
 

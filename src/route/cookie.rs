@@ -207,6 +207,10 @@ impl Key {
         VERSION << 4 | self.epoch
     }
 
+    //= rfc3261#section-16.11 branch
+    //# The branch is made of what retransmission, CANCEL and ACK share, the method left out.
+    //= rfc3261#section-16.6 unique-branch
+    //# Two transactions have two branches.
     fn branch(&self, ingress: ListenerId, input: &BranchInput<'_>) -> [u8; BRANCH_LEN] {
         // Lengths keep neighbouring fields apart; all in one write is cheaper than many small ones.
         let mut text = Text::<256>::default();

@@ -61,10 +61,18 @@ struct RouteSet {
 
 /// The verdict, and whether a token was refused on the way.
 pub fn decide(scene: &Scene<'_>, request: &Request<'_>) -> (Verdict, bool) {
+    //= rfc3261#section-16.3 max-forwards
+    //# A request whose Max-Forwards is 0 is not forwarded and gets 483.
+    //= rfc3261#section-16.3 loop
+    //# Loops need not be detected by who does not fork, since Max-Forwards ends them.
     if request.max_forwards.is_some_and(|(hops, _)| hops == 0) {
         return (refuse(request, Status::TooManyHops, Reason::TooManyHops), false);
     }
+    //= rfc3261#section-16.3 proxy-require
+    //# Proxy-Require of what is not supported gets 420 and an Unsupported that lists it alone.
     let asks_for_extension = request.scan.all(HeaderName::ProxyRequire).any(|h| !h.value.is_empty());
+    //= rfc3261#section-8.2.2.3 proxy-require-not-for
+    //# Proxy-Require is ignored in CANCEL and in ACK.
     if asks_for_extension && !matches!(request.method, Method::Ack | Method::Cancel) {
         return (refuse(request, Status::BadExtension, Reason::ProxyRequire), false);
     }
@@ -79,6 +87,10 @@ pub fn refuse(request: &Request<'_>, status: Status, reason: Reason) -> Verdict 
     if request.method == Method::Ack { Verdict::Drop(reason) } else { Verdict::Answer(status, reason) }
 }
 
+//= rfc3261#section-16.3 merged
+//# Merged requests are no error: each copy goes on.
+//= rfc5393#section-4.1 never-forks
+//# Only who forks must detect loops: there is one target, never two.
 fn decide_target(scene: &Scene<'_>, request: &Request<'_>, route: &RouteSet) -> Verdict {
     let snapshot = scene.snapshot;
     let from_backend = snapshot.backend_by_address(scene.source);
@@ -105,6 +117,8 @@ fn decide_target(scene: &Scene<'_>, request: &Request<'_>, route: &RouteSet) -> 
     let pool = &snapshot.pools[snapshot.services[listener.service].pool];
     match pool.table.get(key::selection_hash(&snapshot.keys, request)) {
         Some(index) => to_backend(scene, request, route, BackendIndex(index), Why::Selection),
+        //= rfc3261#section-21.5.4 retry-after
+        //# A 503 for want of a backend says when to come again.
         None => refuse(request, Status::ServiceUnavailable, Reason::EmptyPool),
     }
 }
@@ -112,6 +126,8 @@ fn decide_target(scene: &Scene<'_>, request: &Request<'_>, route: &RouteSet) -> 
 /// RFC 3261 16.4, with our token in place of the knowledge of what we recorded.
 fn read_route_set(scene: &Scene<'_>, request: &Request<'_>) -> Result<RouteSet, Reason> {
     let mut route = RouteSet { target: Some(request.uri_span), ..RouteSet::default() };
+    //= rfc3261#section-16.4 strict-router-before
+    //# Our Record-Route in the Request-URI is replaced by the last Route, which goes.
     if request.uri.scheme != Scheme::Tel && has_token(request.bytes, &request.uri) {
         route.read_token(scene, request, &request.uri);
         if route.cookie.is_some() {
@@ -130,8 +146,12 @@ fn read_route_set(scene: &Scene<'_>, request: &Request<'_>) -> Result<RouteSet, 
             continue;
         }
         let uri = Uri::decode(request.bytes, span).map_err(|_| Reason::MalformedRoute)?;
+        //= rfc5658#section-5 double-route
+        //# Of the two Record-Route values of one proxy both go when they come back as Route.
         // Two of ours stand together where the two sides of Tandem differ (RFC 5658).
         match route.edit.own_routes.iter_mut().find(|own| own.is_none()) {
+            //= rfc3261#section-16.4 own-route
+            //# A first Route that names this proxy, by whichever address, port or name of it, goes.
             Some(own) if names_us(scene.snapshot, request.bytes, &uri) => {
                 *own = Some(value);
                 route.read_token(scene, request, &uri);
@@ -198,6 +218,8 @@ fn request_names_us(scene: &Scene<'_>, request: &Request<'_>, route: &RouteSet) 
     }
 }
 
+//= rfc3261#section-13.2.2.4 ack-to-2xx
+//# The ACK to a 2xx is a request of its own and follows the route set of its dialog.
 /// The direction of a request in the dialog of `cookie`; `None` when it belongs to another dialog.
 fn towards_backend(keys: &Keys, request: &Request<'_>, cookie: &Cookie) -> Option<bool> {
     let call_id = request.text(request.call_id);
@@ -209,6 +231,8 @@ fn towards_backend(keys: &Keys, request: &Request<'_>, cookie: &Cookie) -> Optio
     is_initial(request.text(to_tag)).then_some(cookie.is_from_backend)
 }
 
+//= rfc3261#section-16.11 one-target
+//# Retransmission, CANCEL and the ACK to a non-2xx go to the one target of their INVITE.
 /// The backend a binding names, unless the request may and must go elsewhere.
 fn bound_backend(scene: &Scene<'_>, request: &Request<'_>, binding: Binding) -> Option<BackendIndex> {
     let index = scene.snapshot.backend_by_id(binding.backend)?;
@@ -219,6 +243,8 @@ fn bound_backend(scene: &Scene<'_>, request: &Request<'_>, binding: Binding) -> 
     may_stay.then_some(index)
 }
 
+//= rfc3261#section-16.11 cancel
+//# CANCEL is forwarded like any request, with the same treatment of Route.
 fn to_backend(scene: &Scene<'_>, request: &Request<'_>, route: &RouteSet, index: BackendIndex, why: Why) -> Verdict {
     let destination = scene.snapshot.backend(index).address;
     let Some(egress) = scene.snapshot.egress(scene.ingress, destination) else {
@@ -324,6 +350,8 @@ fn is_loose(bytes: &[u8], uri: Span) -> bool {
     Uri::decode(bytes, uri).is_ok_and(|uri| uri.param(bytes, b"lr").is_some())
 }
 
+//= rfc3261#section-16.6 maddr
+//# maddr is not followed, against the rule: it would lead anywhere.
 /// RFC 3261 16.6 item 7, for addresses; `maddr` is not followed, since it would lead anywhere.
 fn next_hop(scene: &Scene<'_>, request: &Request<'_>, route: &RouteSet) -> Result<SocketAddr, Reason> {
     let bytes = request.bytes;
@@ -345,6 +373,8 @@ pub fn is_forbidden(snapshot: &Snapshot, address: SocketAddr) -> bool {
     is_ours(snapshot, address) || !is_unicast(address.ip()) || address.port() == 0
 }
 
+//= rfc4475#section-3.3.10 unicast
+//# Nothing is sent to a broadcast or multicast address.
 /// Can one host be meant? Broadcast, multicast and the unspecified address are refused (RFC 4475 3.3.10).
 fn is_unicast(ip: IpAddr) -> bool {
     match ip {

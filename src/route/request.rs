@@ -42,12 +42,16 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
+    //= rfc3261#section-16.3 unknown
+    //# Unknown methods, header fields and parts that a proxy does not need are no reason to refuse.
     /// Decodes the headers that every decision needs.
     ///
     /// # Errors
     ///
     /// The reason for a 400 or, for [`Reason::UnknownScheme`], a 416.
     pub fn decode(bytes: &'a [u8], scan: &'a Scan, method: Span, uri_span: Span) -> Result<Self, Reason> {
+        //= rfc3261#section-16.3 needed
+        //# What a proxy needs stands there once and can be read, or the request gets 400.
         let once = |name| match (scan.first(name), scan.count(name)) {
             (Some(header), 1) => Ok(header.value),
             _ => Err(Reason::MissingHeader),
@@ -73,6 +77,8 @@ impl<'a> Request<'a> {
             return Err(Reason::MalformedUri);
         }
         let max_forwards = decode_max_forwards(bytes, scan)?;
+        //= rfc3261#section-16.3 uri-scheme
+        //# A Request-URI of a scheme that is not understood gets 416.
         if uri.scheme == Scheme::Other {
             return Err(Reason::UnknownScheme);
         }
@@ -103,6 +109,8 @@ impl<'a> Request<'a> {
     }
 }
 
+//= rfc3261#section-20.22 range
+//# Max-Forwards is a number from 0 to 255.
 /// RFC 3261 20.22: 0 to 255; leading zeros happen.
 fn decode_max_forwards(bytes: &[u8], scan: &Scan) -> Result<Option<(u8, Span)>, Reason> {
     let Some(header) = scan.first(HeaderName::MaxForwards) else { return Ok(None) };

@@ -76,6 +76,8 @@ pub struct Service {
     pub pool: usize,
     /// Whether dialogs stay on Tandem.
     pub record_route: bool,
+    /// Whether asserted identities stop here (RFC 3325).
+    pub strip_identity: bool,
     /// The listeners from which messages leave, for IPv4 and for IPv6 backends.
     pub egress: [Option<ListenerIndex>; 2],
 }
@@ -171,6 +173,7 @@ impl Snapshot {
                 name: configured.name.as_str().into(),
                 pool: configured.pool,
                 record_route: configured.record_route,
+                strip_identity: configured.strip_identity,
                 egress,
             });
         }

@@ -162,6 +162,8 @@ pub(crate) fn decode_port(digits: &[u8]) -> Option<u16> {
     u16::try_from(port).ok().filter(|p| *p != 0)
 }
 
+//= rfc5118#section-4.9 mapped
+//# An IPv4-mapped IPv6 address is the IPv4 host that it names.
 /// `host` as an address, brackets allowed around IPv6 (RFC 3261 25.1, RFC 5118 4.1); `None` for a name.
 ///
 /// An IPv4-mapped address is the IPv4 host that it names (RFC 5118 4.9), so that no check on IPv4 can be passed in its

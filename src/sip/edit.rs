@@ -85,6 +85,14 @@ impl Edit {
         self.patches.insert(place, patch);
     }
 
+    //= rfc3261#section-16.6 copy
+    //# Header fields stay in their order, and the body is not touched.
+    //= rfc3261#section-22.3 credentials
+    //# Credentials and challenges are passed on as they are.
+    //= rfc8224#section-4.1 signed
+    //# What an Identity header field signs is not changed.
+    //= rfc4028#section-8 session-timers
+    //# Session timers and other extensions of the end points pass.
     /// Writes the changed `message` span of `bytes` to the front of `out`; returns how many bytes that are.
     ///
     /// # Errors

@@ -29,6 +29,10 @@ pub struct Reply<'a> {
     pub lists_unsupported: bool,
 }
 
+//= rfc3261#section-16.11 no-provisional
+//# No 100 and no other provisional response is made here.
+//= rfc4320#section-4.2 no-408
+//# No 408 is made here, whatever a backend leaves unanswered.
 /// The answers that are made here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -133,6 +137,8 @@ impl Reply<'_> {
                 }
                 HeaderName::Via => write_header(out, names.via, header.value.of(bytes))?,
                 HeaderName::From => write_header(out, names.from, header.value.of(bytes))?,
+                //= rfc3261#section-8.2.6.2 to-tag
+                //# An answer made here keeps the To tag of the request or adds one.
                 HeaderName::To => {
                     out.write_all(names.to)?;
                     write_unfolded(out, header.value.of(bytes))?;

@@ -48,10 +48,14 @@ pub enum HeaderName {
     ProxyRequire,
     /// RFC 3261 20.10
     Contact,
+    /// RFC 3325 9.1
+    AssertedIdentity,
+    /// RFC 3323 4.2
+    Privacy,
 }
 
 /// How many names there are.
-const NAMES: usize = HeaderName::Contact as usize + 1;
+const NAMES: usize = HeaderName::Privacy as usize + 1;
 
 /// One header line of a kind that routing reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +144,8 @@ impl Scan {
         self.headers.clear();
         self.first = [0; NAMES];
         self.count = [0; NAMES];
+        //= rfc3261#section-7.5 line-ends
+        //# Line ends before the start line are skipped.
         let start = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(bytes.len());
         self.message = Span::new(start, bytes.len());
         self.start_line_end = start as u32;
@@ -239,6 +245,8 @@ impl Scan {
         }
     }
 
+    //= rfc3261#section-7.3.1 spelling
+    //# Names are read in any case, compact or long, with white space before the colon, and folded.
     /// Notes the header line `at..next` whose name ends before `colon`, if routing reads it.
     #[inline]
     fn scan_header(&mut self, bytes: &[u8], at: usize, colon: usize, next: usize) {
@@ -262,6 +270,8 @@ impl Scan {
         }
     }
 
+    //= rfc3261#section-18.3 excess
+    //# Bytes behind the body are dropped; without Content-Length the body ends with the datagram.
     /// Ends the message where Content-Length says: RFC 3261 18.3 for datagrams.
     fn cut_body(&mut self, bytes: &[u8]) -> Result<(), ScanError> {
         let body = match bytes[self.headers_end as usize..] {
@@ -277,6 +287,8 @@ impl Scan {
             length = Some(value);
         }
         if let Some(length) = length {
+            //= rfc3261#section-18.3 short
+            //# A body shorter than Content-Length: 400 for a request, a response is discarded.
             if length > bytes.len() - body {
                 return Err(ScanError::ContentLength);
             }
@@ -354,6 +366,8 @@ fn scan_start_line(bytes: &[u8], start: usize, end: usize) -> Result<StartLine, 
             method: Span::new(start, start + method),
             uri: Span::new(start + method + 1, start + version),
         }),
+        //= rfc3261#section-21.5.6 version
+        //# Another SIP version gets 505.
         v if v.len() > 4 && v[..4].eq_ignore_ascii_case(b"SIP/") => Err(ScanError::Version),
         _ => Err(ScanError::StartLine),
     }
@@ -407,10 +421,12 @@ fn header_name(name: &[u8]) -> Option<HeaderName> {
         (5, b'r') => (b"Route", Route),
         (7, b'c') if name[1] | 0x20 == b'a' => (b"Call-ID", CallId),
         (7, b'c') => (b"Contact", Contact),
+        (7, b'p') => (b"Privacy", Privacy),
         (12, b'm') => (b"Max-Forwards", MaxForwards),
         (12, b'r') => (b"Record-Route", RecordRoute),
         (13, b'p') => (b"Proxy-Require", ProxyRequire),
         (14, b'c') => (b"Content-Length", ContentLength),
+        (19, b'p') => (b"P-Asserted-Identity", AssertedIdentity),
         _ => return None,
     };
     (name == long || name.eq_ignore_ascii_case(long)).then_some(header)

@@ -26,6 +26,8 @@ fn bind_v6() -> Option<Endpoint> {
     endpoint
 }
 
+//= rfc3261#section-18.1.1 largest
+//# Datagrams up to the largest of UDP are read, and sent on while they still fit.
 #[test]
 fn large_message_passes_whole_both_ways() {
     let place = Place::take("large");
@@ -60,6 +62,34 @@ fn request_too_large_for_our_headers_is_answered_513() {
     client.await_message("SIP/2.0 513", "brim@client");
     let (_, _, report) = node.stop();
     assert_eq!(report.sum("answered_total", "reason=\"edit-failed\""), 1, "{report:#?}");
+    report.check_balance();
+}
+
+//= rfc3261#section-16.9 response-error
+//# A response that cannot be delivered is lost, and nothing is cancelled for it.
+#[test]
+fn caller_that_is_gone_harms_nobody_and_nothing_is_cancelled() {
+    let place = Place::take("gone");
+    let (gone, backend) = (Endpoint::bind(local(0)).unwrap(), Endpoint::bind(local(0)).unwrap());
+    let service = local(free_port());
+    let node = start(&place, vec![service], &backend);
+    gone.send(&gone.request("INVITE", "gone@client", service, b""), service);
+    let (invite, proxy) = backend.await_message("INVITE", "gone@client");
+    // From here on the kernel answers for the caller, with ICMP port unreachable.
+    drop(gone);
+    for status in ["180 Ringing", "200 OK", "200 OK"] {
+        backend.send(&backend.answer(&invite, status, b""), proxy);
+    }
+    let client = Endpoint::bind(local(0)).unwrap();
+    client.send(&client.request("OPTIONS", "next@client", service, b""), service);
+    let (request, proxy) = backend.receive("OPTIONS");
+    assert!(request.starts_with(b"OPTIONS"), "{}", String::from_utf8_lossy(&request));
+    backend.send(&backend.answer(&request, "200 OK", b""), proxy);
+    client.await_message("SIP/2.0 200", "next@client");
+    let (status, _, report) = node.stop();
+    assert!(status.success(), "{status}");
+    assert_eq!(report.total("requests_forwarded_total"), 2, "{report:#?}");
+    assert_eq!(report.total("responses_forwarded_total"), 4, "{report:#?}");
     report.check_balance();
 }
 

@@ -6,6 +6,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of the rig")]
 
+pub(crate) mod message;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,6 +94,7 @@ impl Rig {
         for _ in 0..time.as_secs() {
             self.now = self.now + Duration::from_secs(1);
             self.engine.handle_timeout(self.now);
+            assert!(self.outbox.is_empty(), "time alone sends nothing");
         }
     }
 

@@ -177,6 +177,7 @@ pub fn config(backends: usize, bindings: usize) -> Config {
             origins: Vec::new(),
             sips_over_plain: false,
             tls: ServiceTls::default(),
+            strip_identity: false,
         }],
         pools: vec![Pool {
             name: "pbx".into(),
