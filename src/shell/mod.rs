@@ -5,5 +5,7 @@ pub mod control_loop;
 pub mod handover;
 pub mod node;
 mod probe_socket;
+pub mod proxy_protocol;
 pub mod sys;
+pub mod web_socket;
 pub mod worker_loop;

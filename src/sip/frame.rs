@@ -16,8 +16,8 @@
 //! none. Which spellings name Content-Length, where a value ends and where the head does is decided as
 //! [`Scan`](super::scan::Scan) decides it, so the scan of a framed message always ends where the frame does.
 //!
-//! Invariants: `line <= seen`; no byte before `line` is read again, those from `line` to `seen` once more when their line is
-//! whole, so the work is linear however the bytes are split, and so are the frames: each is decided by the byte
+//! Invariants: `line <= seen`; no byte before `line` is read again, those from `line` to `seen` once more when their
+//! line is whole, so the work is linear however the bytes are split, and so are the frames: each is decided by the byte
 //! that completes it. No sum can wrap: lengths saturate, and what is added up has been compared with the limit. Bound:
 //! 28 bytes a connection, no allocation.
 
