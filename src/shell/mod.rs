@@ -6,4 +6,5 @@ pub mod handover;
 pub mod node;
 mod probe_socket;
 pub mod sys;
+pub mod tls;
 pub mod worker_loop;
