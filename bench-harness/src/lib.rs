@@ -9,6 +9,7 @@
 
 pub mod backend;
 pub mod caller;
+pub mod certificates;
 pub mod compare;
 pub mod forward;
 pub mod generator;

@@ -1,7 +1,7 @@
 //! `tandem check -c FILE [--limits]`: what is wrong with a configuration, before it runs.
 //!
-//! Prints every error, or every warning, and a last line that sums up. Checks the file by itself and against the
-//! cores of this machine; opens no socket. Exit code 0 when Tandem would start with it (warnings or not), 1 when not.
+//! Prints every error, or every warning, and a last line that sums up. Checks the file by itself, against the cores of
+//! this machine, and with the certificates and keys that it names; opens no socket. Exit code 0 when Tandem would start with it (warnings or not), 1 when not.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use crate::config::memory::Budget;
 use crate::config::{Config, Placement, load};
 use crate::shell::node::available_cores;
+use crate::shell::tls::TlsMaterial;
 
 /// Checks a file, prints to standard output, and returns the exit code. With `limits`, the memory table too.
 pub fn run(path: &Path, limits: bool) -> ExitCode {
@@ -27,8 +28,10 @@ pub fn run(path: &Path, limits: bool) -> ExitCode {
 /// Those of `out`.
 pub fn report(path: &Path, limits: bool, cores: &[usize], out: &mut dyn Write) -> io::Result<bool> {
     let checked = load(path).and_then(|loaded| {
-        let mut warnings = loaded.warnings.clone();
-        warnings.extend(loaded.check_machine(cores)?);
+        let machine = loaded.check_machine(cores)?;
+        let (_, of_files) = TlsMaterial::load(&loaded.config, None)?;
+        let mut warnings: Vec<String> = loaded.warnings.iter().chain(&machine).map(ToString::to_string).collect();
+        warnings.extend(of_files);
         Ok((loaded.config, warnings))
     });
     let file = path.display();
@@ -85,6 +88,27 @@ mod tests {
         let (is_ok, out) = check("config/tandem.toml", false);
         assert!(is_ok);
         assert_eq!(out.lines().last(), Some("config/tandem.toml: ok, 1 service, 1 pool, 3 backends, 2 warnings"));
+    }
+
+    #[test]
+    fn certificates_are_looked_at_too() {
+        let directory = std::env::temp_dir().join(format!("tandem-check-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let files = bench_harness::certificates::write_files(&directory, &["127.0.0.1"]).unwrap();
+        let file = directory.join("t.toml");
+        let text = "[node]\nsecret = \"000102030405060708090a0b0c0d0e0f\"\n[[certificate]]\nchain = \"server.pem\"\n\
+                    key = \"server.key\"\n[[service]]\nname = \"voice\"\nlisten = [\"tls:127.0.0.1:5061\"]\n\
+                    pool = \"pbx\"\n[[pool]]\nname = \"pbx\"\ntls.ca = \"ca.pem\"\n[[pool.backend]]\nname = \"pbx1\"\n\
+                    address = \"tls:127.0.0.1:5071\"\n[[pool.backend]]\nname = \"pbx2\"\naddress = \"tls:127.0.0.1:5072\"\n";
+        std::fs::write(&file, text).unwrap();
+        let good = check(file.to_str().unwrap(), false);
+        std::fs::remove_file(&files.key).unwrap();
+        let bad = check(file.to_str().unwrap(), false);
+        std::fs::remove_dir_all(&directory).unwrap();
+        assert_eq!(good.1, format!("{}: ok, 1 service, 1 pool, 2 backends\n", file.display()));
+        let expected =
+            format!("error: {}: certificate[0].key: cannot be read: there is no such file; ", files.key.display());
+        assert!(!bad.0 && bad.1.starts_with(&expected), "{}", bad.1);
     }
 
     #[test]

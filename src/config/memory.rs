@@ -8,6 +8,7 @@
 
 use super::units::show_size;
 use super::values::{Backend, Config, Listen};
+use crate::base::id::Transport;
 
 /// One affinity binding.
 pub const BINDING_BYTES: u64 = 64;
@@ -15,6 +16,8 @@ pub const BINDING_BYTES: u64 = 64;
 pub const RECEIVE_BUFFER_BYTES: u64 = 68 * 1024;
 /// One receive buffer of connections.
 pub const STREAM_BUFFER_BYTES: u64 = 16 * 1024;
+/// One idle TLS session with a chain of certificates of its peer, at most; `tests/tls_memory.rs` measures it.
+pub const TLS_SESSION_BYTES: u64 = 8 * 1024;
 /// What of a receive buffer an ordinary message touches.
 pub const PAGE_BYTES: u64 = 4_096;
 /// Entries of a Maglev table; a prime.
@@ -81,6 +84,12 @@ impl Budget {
             true => (limits.stream_buffers as u64, limits.connections_max as u64),
             false => (0, 0),
         };
+        let speaks_tls = |backend: &Backend| {
+            [Some(backend.transport), backend.large_address.map(|(large, _)| large)].contains(&Some(Transport::Tls))
+        };
+        let has_tls = all().any(|listen| listen.transport.is_secure())
+            || config.pools.iter().flat_map(|pool| &pool.backends).any(speaks_tls);
+        let sessions = if has_tls { connections } else { 0 };
         let stream_bytes = product(&[stream_buffers, STREAM_BUFFER_BYTES]);
         let maglev_bytes = product(&[pools, MAGLEV_ENTRIES, MAGLEV_ENTRY_BYTES]);
         Budget {
@@ -109,6 +118,12 @@ impl Budget {
                     0,
                 ),
                 each("stream buffers", format!("{stream_buffers} * 16KiB"), stream_bytes, stream_bytes),
+                each(
+                    "TLS sessions",
+                    format!("connections {sessions} * 8KiB, for those that are open"),
+                    product(&[sessions, TLS_SESSION_BYTES]),
+                    0,
+                ),
                 each(
                     "write queues",
                     format!("connections {connections} * {}, empty but for stuck peers", show_size(queue)),
@@ -185,11 +200,10 @@ mod tests {
         let loaded = super::super::parse(super::super::tests::REST, "t.toml").unwrap();
         let budget = Budget::of(&loaded.config, 4);
         let per_worker: Vec<u64> = budget.terms.iter().map(|term| term.per_worker).collect();
-        assert_eq!(per_worker, [262_144 * 64, 1_024 * 68 * 1_024, 3 << 20, 32 << 20, 4 << 20, 8 << 30, 0]);
+        assert_eq!(per_worker, [262_144 * 64, 1_024 * 68 * 1_024, 3 << 20, 32 << 20, 4 << 20, 0, 8 << 30, 0]);
         let total: Vec<u64> = budget.terms.iter().map(|term| term.total).collect();
-        let streams = [16 << 20, 32 << 30];
         assert_eq!(total[..4], [64 << 20, 4 * 1_024 * 68 * 1_024, 12 << 20, 128 << 20]);
-        assert_eq!(total[4..], [streams[0], streams[1], 2 * 2 * 65_537]);
+        assert_eq!(total[4..], [16 << 20, 0, 32 << 30, 2 * 2 * 65_537]);
         assert_eq!(budget.sum().0, per_worker.iter().sum::<u64>());
         assert_eq!(budget.sum().1, total.iter().sum::<u64>());
         assert_eq!(budget.sum().2, (64 << 20) + (16 << 20) + (12 << 20) + (16 << 20) + 2 * 65_537);
@@ -200,8 +214,11 @@ mod tests {
         let text = super::super::tests::REST.replace(", \"tcp:127.0.0.1:5060\"", "");
         let loaded = super::super::parse(&text, "t.toml").unwrap();
         let budget = Budget::of(&loaded.config, 4);
-        let streams = budget.terms.iter().filter(|term| ["stream buffers", "write queues"].contains(&term.name));
-        assert_eq!(streams.map(|term| term.total).collect::<Vec<_>>(), [0, 0]);
+        let of = |budget: &Budget, name: &str| budget.terms.iter().find(|term| term.name == name).unwrap().total;
+        assert_eq!(["stream buffers", "TLS sessions", "write queues"].map(|name| of(&budget, name)), [0, 0, 0]);
+        let text = text.replace("udp:127.0.0.1:5071", "tls:127.0.0.1:5071");
+        let loaded = super::super::parse(&text, "t.toml").unwrap();
+        assert_eq!(of(&Budget::of(&loaded.config, 1), "TLS sessions"), 32_768 * TLS_SESSION_BYTES);
     }
 
     #[test]

@@ -151,7 +151,7 @@ fn read_secret(path: &Path) -> Result<String, String> {
 }
 
 /// Reads a regular file of at most `bytes_max`. Anything else could block for ever (a pipe) or never end (a device).
-fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
+pub(crate) fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
     let plain = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
         std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),

@@ -7,5 +7,6 @@ pub mod node;
 mod probe_socket;
 pub mod proxy_protocol;
 pub mod sys;
+pub mod tls;
 pub mod web_socket;
 pub mod worker_loop;
