@@ -74,6 +74,8 @@ fn kind_of(error: &Error, is_handshaking: bool) -> TlsErrorKind {
         Error::PeerIncompatible(
             PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+            // Every client of 1.2 or later says what it can verify; one that does not speaks 1.1 or 1.0.
+            | PeerIncompatible::SignatureAlgorithmsExtensionRequired
             | PeerIncompatible::SupportedVersionsExtensionRequired
             | PeerIncompatible::Tls12NotOffered
             | PeerIncompatible::Tls12NotOfferedOrEnabled,
@@ -101,5 +103,18 @@ fn kind_of(error: &Error, is_handshaking: bool) -> TlsErrorKind {
         | Error::DecryptError => TlsErrorKind::Protocol,
         _ if is_handshaking => TlsErrorKind::Handshake,
         _ => TlsErrorKind::Protocol,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_of_an_outdated_version_is_told_apart_from_one_without_a_common_cipher() {
+        let kind = |reason: PeerIncompatible| kind_of(&Error::PeerIncompatible(reason), true);
+        assert_eq!(kind(PeerIncompatible::SignatureAlgorithmsExtensionRequired), TlsErrorKind::Version);
+        assert_eq!(kind(PeerIncompatible::Tls12NotOffered), TlsErrorKind::Version);
+        assert_eq!(kind(PeerIncompatible::NoCipherSuitesInCommon), TlsErrorKind::Handshake);
     }
 }
