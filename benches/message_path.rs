@@ -94,7 +94,8 @@ fn parts(c: &mut Criterion) {
     let snapshot = snapshot();
     let request = Request::decode(&bytes, &scan, method, uri).expect("it is sound");
     let source: SocketAddr = SOURCE.parse().expect("an address");
-    let scene = Scene { snapshot: &snapshot, ingress: ListenerIndex(0), source, binding: None, transaction: 0 };
+    let scene =
+        Scene { snapshot: &snapshot, ingress: ListenerIndex(0), source, flow: None, binding: None, transaction: 0 };
     group.bench_function("decide", |b| b.iter(|| black_box(decide(black_box(&scene), &request))));
     let mut edit = Edit::default();
     let mut out = vec![0; 65_536];
@@ -120,10 +121,10 @@ fn whole(c: &mut Criterion) {
     let mut engine = engine();
     let mut handle = |bytes: &[u8], source| {
         outbox.clear();
-        let rx = Received { bytes, source, listener: ListenerIndex(0), is_taken_over: false };
+        let rx = Received { bytes, source, listener: ListenerIndex(0), flow: None, is_taken_over: false };
         engine.handle(Instant(0), &rx, &mut outbox);
         let sent = outbox.transmits()[0];
-        (sent.destination, outbox.bytes(&sent).len())
+        (sent.hop.destination, outbox.bytes(&sent).len())
     };
     let mut group = c.benchmark_group("engine");
     group.bench_function("invite", |b| b.iter(|| black_box(handle(black_box(&bytes), source))));
@@ -139,7 +140,7 @@ fn response(invite: &[u8]) -> (Vec<u8>, SocketAddr) {
     let mut engine = engine();
     let mut outbox = Outbox::with_capacity(4, 1 << 20);
     let source = SOURCE.parse().expect("an address");
-    let rx = Received { bytes: invite, source, listener: ListenerIndex(0), is_taken_over: false };
+    let rx = Received { bytes: invite, source, listener: ListenerIndex(0), flow: None, is_taken_over: false };
     engine.handle(Instant(0), &rx, &mut outbox);
     let sent = outbox.transmits()[0];
     let text = String::from_utf8(outbox.bytes(&sent).to_vec()).expect("the INVITE is text");
@@ -148,7 +149,7 @@ fn response(invite: &[u8]) -> (Vec<u8>, SocketAddr) {
         head.split("\r\n").skip(1).filter(|line| !line.starts_with("Max-Forwards") && !line.starts_with("Allow"));
     let lines: Vec<String> =
         kept.map(|l| if l.starts_with("To:") { format!("{l};tag=b1") } else { l.to_owned() }).collect();
-    (format!("SIP/2.0 200 OK\r\n{}\r\n\r\n{body}", lines.join("\r\n")).into_bytes(), sent.destination)
+    (format!("SIP/2.0 200 OK\r\n{}\r\n\r\n{body}", lines.join("\r\n")).into_bytes(), sent.hop.destination)
 }
 
 /// A BYE with the route set of that answer.

@@ -23,7 +23,7 @@ use std::path::Path;
 
 use naive::NaiveMessage;
 use rig::{Fate, Rig, Sent};
-use tandem::base::id::BackendId;
+use tandem::base::id::{BackendId, Transport};
 use tandem::base::span::Span;
 use tandem::metrics::Reason;
 use tandem::route::cookie::{BranchInput, Cookie, TOKEN_MAX};
@@ -104,6 +104,8 @@ fn cookie(rig: &Rig, text: &str, call_id: &str, served: Option<&str>) -> Cookie 
         ingress: rig.listener_id(fields["ingress"].parse().unwrap()),
         initial_tag: rig.keys().tag_hash(call_id.as_bytes(), fields["initial"].as_bytes()),
         client: fields["client"].parse().unwrap(),
+        transport: Transport::Udp,
+        flow: None,
         is_from_backend: fields["by"] == "backend",
         follows_text: fields["follows"] == "yes",
     }
@@ -322,6 +324,11 @@ fn every_reason_that_a_message_alone_can_cause_has_a_fixture() {
         Reason::TooLarge,
         Reason::NoListener,
         Reason::EditFailed,
+        Reason::SipsOverPlain,
+        Reason::FlowGone,
+        Reason::ConnectFailed,
+        Reason::QueueFull,
+        Reason::Framing,
         Reason::HandOverFull,
     ];
     let has = |reason: &Reason| text.lines().any(|l| l.ends_with(&format!(" {}", reason.label())));

@@ -124,11 +124,11 @@ impl Recorder {
     fn play(&mut self, source: SocketAddr, bytes: impl Into<Vec<u8>>) -> Option<Sent> {
         let recorded = Recorded { bytes: bytes.into(), source, listener: ListenerIndex(source.is_ipv6().into()) };
         let Recorded { bytes, listener, .. } = &recorded;
-        let rx = Received { bytes, source, listener: *listener, is_taken_over: false };
+        let rx = Received { bytes, source, listener: *listener, flow: None, is_taken_over: false };
         self.outbox.clear();
         assert_eq!(self.engine.handle(Instant(0), &rx, &mut self.outbox), Outcome::Done);
         self.tape.push(recorded);
-        let sent = self.outbox.transmits().first().map(|t| (t.destination, self.outbox.bytes(t).to_vec()));
+        let sent = self.outbox.transmits().first().map(|t| (t.hop.destination, self.outbox.bytes(t).to_vec()));
         assert!(self.outbox.transmits().len() <= 1);
         sent
     }
@@ -258,7 +258,7 @@ fn replay(mut engine: Engine, tape: &[Recorded], rounds: u64, is_taken_over: boo
                 outbox.clear();
             }
             let Recorded { bytes, source, listener } = recorded;
-            let rx = Received { bytes, source: *source, listener: *listener, is_taken_over };
+            let rx = Received { bytes, source: *source, listener: *listener, flow: None, is_taken_over };
             engine.handle(now, &rx, &mut outbox);
             datagrams += 1;
         }

@@ -256,12 +256,12 @@ fn files_are_named_after_what_they_hold() {
 }
 
 #[test]
-fn unsafe_stands_in_one_file() {
+fn unsafe_stands_in_one_folder() {
     let mut findings = Vec::new();
     for source in rust() {
         // The counting allocator of a test cannot be written without.
-        let places = ["src/shell/sys.rs", "bench-harness/src/sys.rs", "tests/no_alloc.rs", "tests/tls_memory.rs"];
-        if places.contains(&source.path.as_str()) {
+        let places = ["bench-harness/src/sys.rs", "tests/no_alloc.rs", "tests/tls_memory.rs"];
+        if source.path.starts_with("src/shell/sys/") || places.contains(&source.path.as_str()) {
             continue;
         }
         for (number, line) in source.code() {
@@ -269,7 +269,7 @@ fn unsafe_stands_in_one_file() {
             if line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe")
                 && !line.contains('"')
             {
-                findings.push(format!("{}:{number}: unsafe belongs in shell/sys.rs", source.path));
+                findings.push(format!("{}:{number}: unsafe belongs in shell/sys/", source.path));
             }
             if line.contains("allow(unsafe_code") && !line.contains('"') {
                 findings.push(format!("{}:{number}: unsafe_code is allowed where sys is declared, alone", source.path));

@@ -111,20 +111,28 @@ impl ListenerId {
     }
 }
 
-/// A connection of this process while it lives: which worker has it, at which place of its table, and how often that
-/// place was used before. It means nothing to another process; a token that carries one is checked by its generation.
+/// A connection of this process while it lives: which worker has it, what it speaks, its place in that worker's table,
+/// and how often that place was used before. It means nothing to another process: a token that carries one is
+/// checked by its generation, which starts at random.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowId(pub u64);
 
 impl FlowId {
-    /// From a worker, a place below 2^24 and a generation, of which 24 bits are kept.
-    pub const fn new(worker: u16, slot: u32, generation: u32) -> Self {
-        FlowId((worker as u64) << 48 | ((slot & 0xFF_FFFF) as u64) << 24 | (generation & 0xFF_FFFF) as u64)
+    /// From a worker below 256, a place below 2^24 and a generation, of which 24 bits are kept.
+    pub const fn new(worker: u16, transport: Transport, slot: u32, generation: u32) -> Self {
+        let (worker, transport) = ((worker & 0xFF) as u64, transport as u64);
+        FlowId(worker << 56 | transport << 48 | ((slot & 0xFF_FFFF) as u64) << 24 | (generation & 0xFF_FFFF) as u64)
     }
 
     /// The worker that has it.
     pub const fn worker(self) -> u16 {
-        (self.0 >> 48) as u16
+        (self.0 >> 56) as u16
+    }
+
+    /// What it speaks.
+    pub const fn transport(self) -> Transport {
+        let index = (self.0 >> 48) as usize & 0xFF;
+        Transport::ALL[if index < Transport::ALL.len() { index } else { 0 }]
     }
 
     /// Its place in that worker's table.
@@ -132,7 +140,7 @@ impl FlowId {
         (self.0 >> 24) as u32 & 0xFF_FFFF
     }
 
-    /// How often that place was used before, modulo 2^24, from a random start.
+    /// How often that place was used before, modulo 2^24.
     pub const fn generation(self) -> u32 {
         self.0 as u32 & 0xFF_FFFF
     }

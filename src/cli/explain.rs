@@ -14,15 +14,16 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 
 use super::load_or_explain;
+use crate::base::id::FlowId;
 use crate::base::time::Instant;
-use crate::config::{Config, Placement, Secret};
+use crate::config::{Config, Placement, Secret, show_address};
 use crate::engine::outbox::{DATAGRAM_MAX, Outbox};
 use crate::engine::{Capacity, Engine, Received};
 use crate::metrics::{Counters, Reason};
 use crate::route::decide::{Scene, decide};
 use crate::route::key::CallHasher;
 use crate::route::request::Request;
-use crate::route::snapshot::{BackendStatus, ListenerIndex, Snapshot};
+use crate::route::snapshot::{BackendStatus, Listener, ListenerIndex, Snapshot};
 use crate::route::verdict::{Forward, Verdict};
 use crate::shell::node::available_cores;
 use crate::sip::scan::{HeaderName, Scan, StartLine};
@@ -36,9 +37,9 @@ pub struct ExplainArgs {
     /// Where the message comes from, IP:PORT
     #[arg(long, value_name = "IP:PORT", default_value = "203.0.113.1:5060")]
     pub source: SocketAddr,
-    /// The listening address it comes to, IP:PORT; the first of the file if not given
-    #[arg(long, value_name = "IP:PORT")]
-    pub listener: Option<SocketAddr>,
+    /// The listening address it comes to, as in listen or without its transport; the first of the file if not given
+    #[arg(long, value_name = "[TRANSPORT:]IP:PORT")]
+    pub listener: Option<String>,
 }
 
 /// Reads a message from standard input and explains it.
@@ -50,7 +51,7 @@ pub fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let config = load_or_explain(&args.config)?;
     let mut bytes = Vec::new();
     std::io::stdin().lock().take(DATAGRAM_MAX as u64 + 1).read_to_end(&mut bytes).context("cannot read the message")?;
-    let text = explain(config, args.source, args.listener, &bytes)?;
+    let text = explain(config, args.source, args.listener.as_deref(), &bytes)?;
     std::io::stdout().lock().write_all(&text).context("cannot write")?;
     Ok(ExitCode::SUCCESS)
 }
@@ -63,7 +64,7 @@ pub fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
 pub fn explain(
     mut config: Config,
     source: SocketAddr,
-    listener: Option<SocketAddr>,
+    listener: Option<&str>,
     bytes: &[u8],
 ) -> anyhow::Result<Vec<u8>> {
     let has_secret = config.node.secret.is_some();
@@ -73,22 +74,22 @@ pub fn explain(
     let snapshot = Arc::new(Snapshot::build(&config, 0, workers, healthy));
     let position = match listener {
         None => 0,
-        Some(address) => match snapshot.listeners.iter().position(|l| l.listen.address == address) {
-            Some(position) => position,
-            None => bail!("{address} is no listening address of this file"),
-        },
+        Some(text) => {
+            let is_meant = |l: &Listener| text == l.listen.address.to_string() || text == l.listen.to_string();
+            match snapshot.listeners.iter().position(is_meant) {
+                Some(position) => position,
+                None => bail!("{text} is no listening address of this file"),
+            }
+        }
     };
-    let rx = Received { bytes, source, listener: ListenerIndex(position as u16), is_taken_over: true };
+    let transport = snapshot.listeners[position].listen.transport;
+    let flow = transport.is_stream().then(|| FlowId::new(0, transport, 0, 0));
+    let rx = Received { bytes, source, listener: ListenerIndex(position as u16), flow, is_taken_over: true };
     let capacity =
         Capacity { bindings: 1, headers: config.limits.headers_max, message_bytes: config.limits.message_bytes_max };
     let mut engine = Engine::new(0, Arc::clone(&snapshot), CallHasher::new(&secret), capacity);
     let mut text = String::new();
-    let _ = writeln!(
-        text,
-        "received   {} bytes from {source} at {}",
-        bytes.len(),
-        snapshot.listeners[position].listen.address
-    );
+    let _ = writeln!(text, "received   {} bytes from {source} at {}", bytes.len(), snapshot.listeners[position].listen);
     describe_decision(&mut text, &engine, &snapshot, &rx, config.limits.headers_max);
     if !has_secret {
         let _ =
@@ -100,8 +101,13 @@ pub fn explain(
     let mut out = text.into_bytes();
     for transmit in outbox.transmits() {
         let datagram = outbox.bytes(transmit);
-        let from = snapshot.listener(transmit.listener).listen.address;
-        write!(out, "sent       {} bytes from {from} to {}\n\n", datagram.len(), transmit.destination)?;
+        let hop = transmit.hop;
+        let from = snapshot.listener(hop.listener).listen.address;
+        let (len, to) = (datagram.len(), show_address(hop.transport, hop.destination));
+        match hop.transport.is_stream() {
+            false => write!(out, "sent       {len} bytes from {from} to {to}\n\n")?,
+            true => write!(out, "sent       {len} bytes to {to}\n\n")?,
+        }
         out.extend_from_slice(datagram);
     }
     Ok(out)
@@ -119,7 +125,8 @@ fn describe_decision(text: &mut String, engine: &Engine, snapshot: &Snapshot, rx
     let _ = writeln!(text, "owner      worker {owner}");
     let Some(StartLine::Request { method, uri }) = scan.start_line() else { return };
     let Ok(request) = Request::decode(rx.bytes, &scan, method, uri) else { return };
-    let scene = Scene { snapshot, ingress: rx.listener, source: rx.source, binding: None, transaction: 0 };
+    let scene =
+        Scene { snapshot, ingress: rx.listener, source: rx.source, flow: rx.flow, binding: None, transaction: 0 };
     let (verdict, is_forged) = decide(&scene, &request);
     if is_forged {
         let _ = writeln!(text, "token      refused: forged, of another call, or signed by another secret");

@@ -332,11 +332,11 @@ keys! {
         cost: "without it any page that a user visits can speak SIP from the user's address",
     }
     SIPS_OVER_PLAIN: bool {
-        Service."sips_over_plain", default: Default::Literal("false"), accepts: Accepts::Flag, unit: "",
+        Service."sips_over_plain", default: Default::Literal("true"), accepts: Accepts::Flag, unit: "",
         read: read::flag,
-        doc: "Whether a request to a sips: URI may go on to a backend over udp or tcp. RFC 5630 wants TLS on every \
-              hop; true lets Tandem be the last.",
-        cost: "callers are told of a protection that ends here",
+        doc: "Whether a request to a sips: URI may go on to a backend over udp or tcp: what protects it inside a domain is \
+              for the domain to say (RFC 3261 section 26.2.2). With false such a request is answered 480.",
+        cost: "with true, callers rely on the network between Tandem and its backends",
     }
 
     CLIENT_CERTIFICATE: ClientCertificate {

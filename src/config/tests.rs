@@ -103,7 +103,7 @@ fn what_is_not_written_has_the_default_of_the_table() {
         record_route: true,
         proxy_protocol_from: Vec::new(),
         origins: Vec::new(),
-        sips_over_plain: false,
+        sips_over_plain: true,
         strip_identity: false,
         tls: ServiceTls::default(),
     };

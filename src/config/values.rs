@@ -199,6 +199,12 @@ pub struct Listen {
     pub address: SocketAddr,
 }
 
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&super::show_address(self.transport, self.address))
+    }
+}
+
 impl Listen {
     /// The id that branches and cookies carry.
     pub fn id(&self) -> ListenerId {

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::base::id::BackendId;
+use crate::base::id::{BackendId, Transport};
 use crate::control::health::{Reason, State};
 use crate::route::snapshot::Snapshot;
 
@@ -17,6 +17,8 @@ pub enum Event {
     Probe {
         /// Who is probed.
         backend: BackendId,
+        /// What it speaks.
+        transport: Transport,
         /// Where to.
         to: SocketAddr,
         /// The request.

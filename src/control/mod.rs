@@ -156,11 +156,21 @@ impl Control {
 
     /// Takes in a datagram that the probe socket got from `source`, read at `received_at`.
     pub fn handle_answer(&mut self, received_at: Instant, source: SocketAddr, bytes: &[u8]) {
+        let index = self.by_source.get(&(source.ip(), source.port())).copied();
+        self.handle_answer_of(received_at, index, bytes);
+    }
+
+    /// Takes in a message that came on the connection over which `backend` is probed, read at `received_at`.
+    pub fn handle_stream_answer(&mut self, received_at: Instant, backend: BackendId, bytes: &[u8]) {
+        let index = self.by_id.get(&backend).copied();
+        self.handle_answer_of(received_at, index, bytes);
+    }
+
+    fn handle_answer_of(&mut self, received_at: Instant, index: Option<usize>, bytes: &[u8]) {
         let Ok(answer) = Answer::decode(bytes) else {
             self.counters.answers_malformed += 1;
             return;
         };
-        let index = self.by_source.get(&(source.ip(), source.port())).copied();
         let (Some(index), Some(key)) = (index, answer.key()) else {
             self.counters.answers_unmatched += 1;
             return;
@@ -186,6 +196,14 @@ impl Control {
         }
         let transition = self.watches[index].handle_send_error(error == SendError::Unreachable);
         self.note(index, transition);
+        self.arm(now, index);
+    }
+
+    /// Takes in that a worker's connection to `backend` could not be opened, or broke: it is probed at once, and that
+    /// decides. What a worker met may have been the fault of this node.
+    pub fn handle_connection_failure(&mut self, now: Instant, backend: BackendId) {
+        let Some(index) = self.by_id.get(&backend).copied() else { return };
+        self.watches[index].plan(now);
         self.arm(now, index);
     }
 
@@ -249,7 +267,8 @@ impl Control {
         }
         let indexed = || self.watches.iter().enumerate();
         self.by_id = indexed().map(|(i, w)| (w.backend.id(), i)).collect();
-        self.by_source = indexed().map(|(i, w)| ((w.backend.address.ip(), w.backend.address.port()), i)).collect();
+        let datagrams = indexed().filter(|(_, w)| !w.backend.transport.is_stream());
+        self.by_source = datagrams.map(|(i, w)| ((w.backend.address.ip(), w.backend.address.port()), i)).collect();
         self.timers.clear();
         self.armed.clear();
         self.spread(now, &to_plan);
@@ -301,8 +320,9 @@ impl Control {
             return;
         };
         self.counters.probes_sent += 1;
-        let bytes = encode_probe(&key, source, to);
-        self.events.push_back(Event::Probe { backend: watch.backend.id(), to, bytes });
+        let transport = watch.backend.transport;
+        let bytes = encode_probe(&key, source, transport, to);
+        self.events.push_back(Event::Probe { backend: watch.backend.id(), transport, to, bytes });
     }
 
     fn end_unanswered(&mut self, now: Instant, index: usize) {

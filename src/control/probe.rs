@@ -70,14 +70,28 @@ impl ProbeKeys {
     }
 }
 
-/// Writes the OPTIONS request to `backend`, sent from `sent_by`. About 400 bytes.
-pub fn encode_probe(key: &ProbeKey, sent_by: SocketAddr, backend: SocketAddr) -> Vec<u8> {
-    let target = Uri { scheme: Some(Scheme::Sip), ..host_port(backend) };
+/// Writes the OPTIONS request to `backend`, which speaks `transport`, sent from `sent_by`. About 400 bytes.
+pub fn encode_probe(
+    key: &ProbeKey,
+    sent_by: SocketAddr,
+    transport: crate::base::id::Transport,
+    backend: SocketAddr,
+) -> Vec<u8> {
+    let transport = match transport {
+        crate::base::id::Transport::Udp => Transport::Udp,
+        crate::base::id::Transport::Tcp => Transport::Tcp,
+        crate::base::id::Transport::Tls => Transport::Tls,
+        crate::base::id::Transport::Ws => Transport::Ws,
+        crate::base::id::Transport::Wss => Transport::Wss,
+    };
+    // UDP is what is meant where nothing is said.
+    let params = if transport == Transport::Udp { Vec::new() } else { vec![Param::Transport(transport)] };
+    let target = Uri { scheme: Some(Scheme::Sip), params, ..host_port(backend) };
     let auth = Some(rsip::Auth { user: "tandem".to_owned(), password: None });
     let us = Uri { scheme: Some(Scheme::Sip), auth, ..host_port(sent_by) };
     let via = typed::Via {
         version: Version::V2,
-        transport: Transport::Udp,
+        transport,
         uri: host_port(sent_by),
         params: vec![Param::Branch(param::Branch::new(key.branch())), Param::Other("rport".into(), None)],
     };
@@ -240,6 +254,8 @@ fn top_branch(via: Cow<'_, str>) -> Result<Cow<'_, str>, Malformed> {
 mod tests {
     use super::*;
 
+    const UDP: crate::base::id::Transport = crate::base::id::Transport::Udp;
+
     fn keys() -> ProbeKeys {
         ProbeKeys::new(&mut Prng::new(1))
     }
@@ -257,7 +273,7 @@ mod tests {
     #[test]
     fn probe_is_the_request_we_mean() {
         let key = ProbeKey { branch: 0xab, call_id: 0xcd };
-        let bytes = encode_probe(&key, "192.0.2.1:40000".parse().unwrap(), "192.0.2.2:5060".parse().unwrap());
+        let bytes = encode_probe(&key, "192.0.2.1:40000".parse().unwrap(), UDP, "192.0.2.2:5060".parse().unwrap());
         let expected = "OPTIONS sip:192.0.2.2:5060 SIP/2.0\r\n\
             Via: SIP/2.0/UDP 192.0.2.1:40000;branch=z9hG4bK-probe-00000000000000ab;rport\r\n\
             Max-Forwards: 1\r\n\
@@ -273,7 +289,8 @@ mod tests {
     #[test]
     fn probe_to_ipv6_has_its_brackets() {
         let key = keys().draw();
-        let bytes = encode_probe(&key, "[2001:db8::1]:40000".parse().unwrap(), "[2001:db8::2]:5060".parse().unwrap());
+        let bytes =
+            encode_probe(&key, "[2001:db8::1]:40000".parse().unwrap(), UDP, "[2001:db8::2]:5060".parse().unwrap());
         let text = String::from_utf8(bytes).unwrap();
         assert!(text.starts_with("OPTIONS sip:[2001:db8::2]:5060 SIP/2.0\r\nVia: SIP/2.0/UDP [2001:db8::1]:40000;"));
         assert!(text.contains("\r\nFrom: <sip:tandem@[2001:db8::1]:40000>;tag="));
@@ -344,7 +361,7 @@ mod tests {
     fn rsip_reads_what_we_wrote() {
         use rsip::prelude::HeadersExt;
         let key = keys().draw();
-        let bytes = encode_probe(&key, "192.0.2.1:40000".parse().unwrap(), "192.0.2.2:5060".parse().unwrap());
+        let bytes = encode_probe(&key, "192.0.2.1:40000".parse().unwrap(), UDP, "192.0.2.2:5060".parse().unwrap());
         let request = rsip::Request::try_from(bytes).unwrap();
         assert_eq!(request.transaction_id().unwrap().unwrap().to_string(), key.branch());
         assert_eq!(request.call_id_header().unwrap().to_string(), format!("Call-ID: {}", key.call_id()));

@@ -19,16 +19,18 @@ use crate::sip::scan::{HeaderName, Scan};
 /// P-Asserted-Identity lines that are taken out of one message; RFC 3325 9.1 knows two values at most.
 const IDENTITY_LINES_MAX: usize = 4;
 
-/// What the rest of a request may need: our Via, two Record-Route, `received` and `rport`, Max-Forwards, and six for a
-/// route set between two strict routers.
-const OTHER_PATCHES_MAX: usize = 12;
+/// What the rest of a request may need: our Via, two Record-Route, `received` and `rport`, Max-Forwards, Content-Length,
+/// and six for a route set between two strict routers.
+const OTHER_PATCHES_MAX: usize = 13;
 
 const _: () = assert!(IDENTITY_LINES_MAX + OTHER_PATCHES_MAX <= PATCHES_MAX);
 
-/// Between whom a message passes: at which listener and with which address, on either side.
+/// Between whom a message passes.
 pub(super) struct Crossing<'a> {
     pub(super) snapshot: &'a Snapshot,
-    pub(super) from: (ListenerIndex, SocketAddr),
+    /// The listener it came to, and whether a backend sent it.
+    pub(super) from: (ListenerIndex, bool),
+    /// The listener it leaves from, and where it goes.
     pub(super) to: (ListenerIndex, SocketAddr),
 }
 
@@ -37,7 +39,7 @@ impl Crossing<'_> {
     fn strips(&self, bytes: &[u8], scan: &Scan) -> bool {
         let is_inside = |address| self.snapshot.backend_by_address(address).is_some();
         let is_edge = |listener| self.snapshot.services[self.snapshot.listener(listener).service].strip_identity;
-        match (is_inside(self.from.1), is_inside(self.to.1)) {
+        match (self.from.1, is_inside(self.to.1)) {
             //= rfc3325#section-5 of-clients
             //# P-Asserted-Identity from outside the trust domain is removed, in every spelling.
             (false, _) => is_edge(self.from.0),

@@ -22,28 +22,32 @@ mod response;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::base::id::BackendId;
+use crate::base::id::{BackendId, FlowId};
 use crate::base::time::Instant;
 use crate::metrics::{Counters, Reason};
 use crate::route::bindings::Bindings;
 use crate::route::key::{CallHasher, CallKey};
 use crate::route::snapshot::{ListenerIndex, Snapshot};
+use crate::route::verdict::Hop;
 use crate::sip::edit::Edit;
+use crate::sip::reply::Status;
 use crate::sip::scan::{Scan, ScanError, StartLine};
 use outbox::Outbox;
 
 /// Bindings and wheel slots that one [`Engine::handle_timeout`] looks at: well under a millisecond.
 const EXPIRE_BUDGET: u32 = 4096;
 
-/// A datagram from a socket or from another worker.
+/// A message from a socket, a connection or another worker.
 #[derive(Clone, Copy, Debug)]
 pub struct Received<'a> {
-    /// Its payload.
+    /// A datagram's payload, or one message as it was framed.
     pub bytes: &'a [u8],
     /// Who sent it.
     pub source: SocketAddr,
-    /// The listener it came to.
+    /// The listener it came to; on a connection that was opened from here, the one whose address that has.
     pub listener: ListenerIndex,
+    /// The connection it came on; `None` for a datagram.
+    pub flow: Option<FlowId>,
     /// Did another worker hand it over? Then this one is the owner.
     pub is_taken_over: bool,
 }
@@ -149,6 +153,33 @@ impl Engine {
             None => state.counters.count_dropped(Reason::StartLine),
         }
         Outcome::Done
+    }
+
+    /// Answers what cannot be framed, where its head is whole, and counts it. The connection has to be closed.
+    pub fn handle_broken_frame(&mut self, head: Option<&Received<'_>>, reason: Reason, outbox: &mut Outbox) {
+        let Engine { scan, state, snapshot, .. } = self;
+        state.counters.received += 1;
+        let Some(rx) = head else { return state.counters.count_dropped(reason) };
+        match scan.scan(rx.bytes) {
+            Err(ScanError::Empty | ScanError::StartLine) => state.counters.count_dropped(reason),
+            _ => state.handle_malformed(snapshot, rx, scan, reason, outbox),
+        }
+    }
+
+    //= rfc3261#section-16.9 connect-failed
+    //# A request that could not be sent is answered as the next hop would with 503; a response is lost.
+    /// A message that could not leave by its hop: a request is answered in the name of the next hop, so that its client
+    /// need not wait for a timeout (RFC 3261 16.9); anything else is lost and counted.
+    pub fn handle_undeliverable(&mut self, now: Instant, bytes: &[u8], hop: &Hop, reason: Reason, outbox: &mut Outbox) {
+        let status = if hop.flow.is_some() { Status::FlowFailed } else { Status::ServiceUnavailable };
+        self.state.counters.count_undeliverable(reason);
+        let Ok(()) = self.scan.scan(bytes) else { return };
+        if let Some(answer) = self.state.answer_for_next_hop(&self.snapshot, bytes, &self.scan, status, hop) {
+            let source = hop.destination;
+            // Any worker can take it back; only the binding of another one does not learn of it.
+            let rx = Received { bytes: &answer, source, listener: hop.listener, flow: None, is_taken_over: true };
+            self.handle(now, &rx, outbox);
+        }
     }
 
     /// A hand-over that did not fit its ring: the message is lost and must be counted as that.

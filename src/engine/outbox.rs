@@ -1,31 +1,27 @@
-//! What an engine wants sent: datagrams written one behind the other into one arena, emptied by the shell after
+//! What an engine wants sent: messages written one behind the other into one arena, emptied by the shell after
 //! every batch.
 //!
 //! Invariant: while [`Outbox::has_room`] holds, any one message can be handled: its output fits. Bound: the arena and
 //! the list have fixed sizes.
 
-use std::net::SocketAddr;
-
 use crate::base::span::Span;
-use crate::route::snapshot::ListenerIndex;
+use crate::route::verdict::Hop;
 
 //= rfc3261#section-18.1.1 largest
 //# Datagrams up to the largest of UDP are read, and sent on while they still fit.
 /// The largest UDP payload over IPv4; over IPv6 20 bytes more would fit.
 pub const DATAGRAM_MAX: usize = 65_507;
 
-/// One datagram to send.
+/// One message to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transmit {
-    /// The listener whose socket it leaves from.
-    pub listener: ListenerIndex,
-    /// Where it goes.
-    pub destination: SocketAddr,
+    /// How it leaves.
+    pub hop: Hop,
     /// Where its bytes are in the arena.
     pub span: Span,
 }
 
-/// The datagrams of one batch.
+/// The messages of one batch.
 #[derive(Debug)]
 pub struct Outbox {
     arena: Box<[u8]>,
@@ -78,10 +74,10 @@ impl Outbox {
     }
 
     /// Queues the first `len` bytes of the buffer.
-    pub(super) fn commit(&mut self, len: usize, listener: ListenerIndex, destination: SocketAddr) {
+    pub(super) fn commit(&mut self, len: usize, hop: Hop) {
         let span = Span::new(self.used, self.used + len);
         // The next datagram starts on its own cache line.
         self.used = (self.used + len).next_multiple_of(64).min(self.arena.len());
-        self.transmits.push(Transmit { listener, destination, span });
+        self.transmits.push(Transmit { hop, span });
     }
 }

@@ -7,22 +7,23 @@
 use super::identity::{Crossing, plan_identity};
 use super::outbox::Outbox;
 use super::{Message, Received, State, transaction_hash};
-use crate::base::id::BackendId;
+use crate::base::id::{BackendId, Transport};
 use crate::base::span::Span;
 use crate::base::text::Text;
 use crate::metrics::Reason;
 use crate::route::bindings::{Binding, Lasting};
 use crate::route::cookie::{BRANCH_LEN, BranchInput, TOKEN_MAX};
-use crate::route::decide::{Scene, decide, refuse};
+use crate::route::decide::{Scene, decide, refuse, sending_backend};
 use crate::route::request::Request;
 use crate::route::snapshot::Snapshot;
-use crate::route::verdict::{Forward, Verdict, Why};
+use crate::route::verdict::{Forward, Hop, Verdict, Why};
 use crate::sip::edit::Edit;
 use crate::sip::method::Method;
 use crate::sip::reply::Status;
-use crate::sip::scan::HeaderName;
+use crate::sip::scan::{HeaderName, Scan};
+use crate::sip::uri::Scheme;
 use crate::sip::values::{self, Value, values};
-use crate::sip::via::{Rport, Via};
+use crate::sip::via::{FLOW_PARAM, Rport, Via};
 
 impl State {
     //= rfc3261#section-16.11 retransmissions
@@ -42,13 +43,24 @@ impl State {
         }
         let (branch, key, binding) = self.find_transaction(message, &request);
         let transaction = transaction_hash(&branch);
-        let scene = Scene { snapshot, ingress: rx.listener, source: rx.source, binding, transaction };
+        let scene = Scene { snapshot, ingress: rx.listener, source: rx.source, flow: rx.flow, binding, transaction };
         let (mut verdict, is_forged) = decide(&scene, &request);
         self.counters.cookies_refused += u64::from(is_forged);
-        if let Verdict::Forward(forward) = verdict {
-            match self.write_request(snapshot, rx, &request, &forward, &branch, outbox.buffer()) {
+        if let Verdict::Forward(forward) = verdict
+            && !may_travel(rx, scan, forward.hop.transport)
+        {
+            verdict = refuse(&request, Status::BadRequest, Reason::HeaderLine);
+        }
+        if let Verdict::Forward(mut forward) = verdict {
+            let mut written = self.write_request(snapshot, rx, &request, &forward, &branch, outbox.buffer());
+            if let Some(hop) = written.ok().and_then(|len| hop_for_large(snapshot, &forward, len)) {
+                forward.hop = hop;
+                written = self.write_request(snapshot, rx, &request, &forward, &branch, outbox.buffer());
+                self.counters.switched_to_stream += 1;
+            }
+            match written {
                 Ok(len) => {
-                    outbox.commit(len, forward.egress, forward.destination);
+                    outbox.commit(len, forward.hop);
                     self.count_forward(&forward);
                     return self.learn_from_request(message, &request, &forward, (key, binding), transaction);
                 }
@@ -170,10 +182,17 @@ impl State {
         let scan = request.scan;
         // A request without Via was refused when it was decoded.
         let first_via = scan.first(HeaderName::Via).map_or(scan.start_line_end(), |h| h.line.start as usize);
-        let egress = snapshot.listener(forward.egress);
+        let hop = &forward.hop;
+        let egress = snapshot.listener(hop.listener);
+        let via_head = egress.via_head(hop.transport);
         //= rfc3261#section-16.6 via
         //# A Via of the sending address with a branch that begins with z9hG4bK is put on top.
-        edit.insert(first_via, &[&egress.via_head, branch, b"\r\n"]);
+        match rx.flow.map(|flow| snapshot.keys.encode_flow(branch, flow)) {
+            None => edit.insert(first_via, &[via_head, branch, b"\r\n"]),
+            Some(flow) => {
+                edit.insert(first_via, &[via_head, branch, b";", FLOW_PARAM.as_bytes(), b"=", &flow, b"\r\n"]);
+            }
+        }
         //= rfc3261#section-16.6 record-again
         //# A request that refreshes a dialog records the same route again.
         if let Some(cookie) = &forward.record {
@@ -184,21 +203,59 @@ impl State {
             //# Record-Route is a SIP URI of ours with lr, before those that are there.
             // Before any other Record-Route (16.6 item 4); the side that the next hop sees comes first (RFC 5658).
             let place = scan.first(HeaderName::RecordRoute).map_or(first_via, |h| h.line.start as usize);
-            edit.insert(place, &[&egress.record_route_head, token, b">\r\n"]);
+            let is_sips = request.uri.scheme == Scheme::Sips;
+            edit.insert(place, &[egress.record_route_head(is_sips), token, b">\r\n"]);
             //= rfc5658#section-5 double-record
             //# Where the two sides differ each gets a Record-Route that it can reach.
-            if forward.egress != rx.listener {
+            if hop.listener != rx.listener {
                 let ingress = snapshot.listener(rx.listener);
-                edit.insert(place, &[&ingress.record_route_head, token, b">\r\n"]);
+                edit.insert(place, &[ingress.record_route_head(is_sips), token, b">\r\n"]);
             }
+        }
+        if hop.transport.is_stream() {
+            plan_content_length(edit, scan);
         }
         plan_received(edit, request.bytes, &request.via, rx);
         plan_max_forwards(edit, request, first_via);
         plan_route(edit, request, forward);
-        let crossing = Crossing { snapshot, from: (rx.listener, rx.source), to: (forward.egress, forward.destination) };
-        plan_identity(edit, request.bytes, scan, &crossing).map_err(|reason| (Status::BadRequest, reason))?;
+        if scan.count(HeaderName::AssertedIdentity) > 0 {
+            let is_from_inside = sending_backend(snapshot, rx.source, rx.flow, request).is_some();
+            let to = (hop.listener, hop.destination);
+            let crossing = Crossing { snapshot, from: (rx.listener, is_from_inside), to };
+            plan_identity(edit, request.bytes, scan, &crossing).map_err(|reason| (Status::BadRequest, reason))?;
+        }
         let written = edit.apply(request.bytes, scan.message(), out);
         written.map_err(|_| (Status::MessageTooLarge, Reason::EditFailed))
+    }
+}
+
+//= rfc3261#section-18.1.1 large
+//# A request too large for UDP goes over a connection where the backend has one, with a Via that says so.
+/// Over which connection a request goes that is too large for UDP, if its backend has one (RFC 3261 18.1.1).
+fn hop_for_large(snapshot: &Snapshot, forward: &Forward, len: usize) -> Option<Hop> {
+    let backend = snapshot.backend(forward.backend?);
+    let (transport, destination) = backend.large_address?;
+    let is_large = forward.hop.transport == Transport::Udp && len > snapshot.pools[backend.pool].udp_bytes_max;
+    let listener = is_large.then(|| snapshot.egress(forward.hop.listener, destination, transport))??;
+    Some(Hop { listener, transport, destination, ..forward.hop })
+}
+
+/// May a message go by this transport? A head with line ends other than CRLF, which are tolerated in a datagram, would be
+/// one thing to us and another to whoever has to find its end in a stream.
+pub(super) fn may_travel(rx: &Received<'_>, scan: &Scan, transport: Transport) -> bool {
+    let head = &rx.bytes[scan.message().start as usize..scan.body().start as usize];
+    let is_crlf = |at: usize| at > 0 && head[at - 1] == b'\r';
+    rx.flow.is_some() || !transport.is_stream() || memchr::memchr_iter(b'\n', head).all(is_crlf)
+}
+
+//= rfc3261#section-18.3 content-length
+//# On a connection each message says how long its body is; where it is missing, it is added.
+/// A message on a connection says how long its body is (RFC 3261 18.3); one that came in a datagram need not.
+pub(super) fn plan_content_length(edit: &mut Edit, scan: &Scan) {
+    if scan.count(HeaderName::ContentLength) == 0 {
+        let mut text = Text::<10>::default();
+        text.push_number(scan.body().len() as u32);
+        edit.insert(scan.headers_end(), &[b"Content-Length: ", text.as_bytes(), b"\r\n"]);
     }
 }
 

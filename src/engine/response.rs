@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 
 use super::identity::{Crossing, plan_identity};
 use super::outbox::Outbox;
+use super::request::{may_travel, plan_content_length};
 use super::{Message, State, transaction_hash};
+use crate::base::id::FlowId;
 use crate::base::span::Span;
 use crate::base::time::Instant;
 use crate::metrics::Reason;
@@ -16,7 +18,8 @@ use crate::route::bindings::Lasting;
 use crate::route::cookie::BranchInput;
 use crate::route::decide::is_forbidden;
 use crate::route::key::CallKey;
-use crate::route::snapshot::{ListenerIndex, Snapshot};
+use crate::route::snapshot::Snapshot;
+use crate::route::verdict::Hop;
 use crate::sip::cseq::CSeq;
 use crate::sip::method::Method;
 use crate::sip::scan::{HeaderName, Scan};
@@ -26,8 +29,7 @@ use crate::sip::via::{Rport, Via};
 struct Relayed {
     /// What goes: our Via value or its whole line.
     own_via: Span,
-    ingress: ListenerIndex,
-    destination: SocketAddr,
+    hop: Hop,
     method: Method,
     /// Hash of the transaction it belongs to.
     transaction: u32,
@@ -42,6 +44,9 @@ impl State {
             Ok(relayed) => relayed,
             Err(reason) => return self.counters.count_dropped(reason),
         };
+        if !may_travel(rx, scan, relayed.hop.transport) {
+            return self.counters.count_dropped(Reason::HeaderLine);
+        }
         self.edit.clear();
         //= rfc3261#section-16.11 response
         //# Our Via goes, and the response to where the next one says; nothing else of it changes.
@@ -50,8 +55,12 @@ impl State {
         //= rfc3608#section-6.2 service-route
         //# Service-Route passes untouched and in its order.
         self.edit.remove(relayed.own_via);
-        let crossing =
-            Crossing { snapshot, from: (rx.listener, rx.source), to: (relayed.ingress, relayed.destination) };
+        let hop = &relayed.hop;
+        if hop.transport.is_stream() {
+            plan_content_length(&mut self.edit, scan);
+        }
+        let is_from_inside = snapshot.backend_by_address(rx.source).is_some();
+        let crossing = Crossing { snapshot, from: (rx.listener, is_from_inside), to: (hop.listener, hop.destination) };
         if let Err(reason) = plan_identity(&mut self.edit, rx.bytes, scan, &crossing) {
             return self.counters.count_dropped(reason);
         }
@@ -59,7 +68,7 @@ impl State {
             Ok(len) => {
                 //= rfc3261#section-16.9 response-error
                 //# A response that cannot be delivered is lost, and nothing is cancelled for it.
-                outbox.commit(len, relayed.ingress, relayed.destination);
+                outbox.commit(len, relayed.hop);
                 self.counters.responses_forwarded += 1;
                 self.learn_from_response(now, key, &relayed, status);
             }
@@ -113,12 +122,20 @@ fn read_response(snapshot: &Snapshot, bytes: &[u8], scan: &Scan) -> Result<Relay
     //= rfc3581#section-4 same-address
     //# A response leaves from the address and port that the request came to.
     let ingress = snapshot.listener_by_id(ingress).ok_or(Reason::NoListener)?;
+    let flow = top.flow.and_then(|text| snapshot.keys.decode_flow(branch.of(bytes), text.of(bytes)));
     let is_family_right = snapshot.listener(ingress).listen.address.is_ipv6() == destination.is_ipv6();
     if !is_family_right || is_forbidden(snapshot, destination) {
         return Err(Reason::UnusableVia);
     }
     let method = Method::decode(cseq.method.of(bytes));
-    Ok(Relayed { own_via, ingress, destination, method, transaction: transaction_hash(branch.of(bytes)) })
+    let transport = flow.map_or(snapshot.listener(ingress).listen.transport, FlowId::transport);
+    if transport.is_stream() && flow.is_none() {
+        return Err(Reason::BadBranch);
+    }
+    // The address was proven by the request's MAC; a browser cannot be called back (RFC 7118 5.2).
+    let destination = if flow.is_some() { connect_address(bytes, &next, destination) } else { destination };
+    let hop = Hop { listener: ingress, transport, destination, flow, may_connect: !transport.is_web_socket() };
+    Ok(Relayed { own_via, hop, method, transaction: transaction_hash(branch.of(bytes)) })
 }
 
 //= rfc3261#section-16.11 foreign-via
@@ -129,6 +146,14 @@ fn is_our_via(snapshot: &Snapshot, bytes: &[u8], via: &Via) -> bool {
         let address = SocketAddr::new(ip, via.port_or_default());
         snapshot.listeners.iter().any(|l| l.listen.address == address)
     })
+}
+
+//= rfc3261#section-18.2.2 same-connection
+//# A response goes back on the connection of its request, and to received and the port of sent-by when that is gone.
+/// Where a connection is opened when the one that the request came on is gone: to the port of sent-by, where the client
+/// listens, not to the one it came from (RFC 3261 18.2.2).
+fn connect_address(bytes: &[u8], via: &Via, seen: SocketAddr) -> SocketAddr {
+    SocketAddr::new(seen.ip(), via.port_of_transport(bytes))
 }
 
 //= rfc3261#section-18.2.2 response-address

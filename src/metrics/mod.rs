@@ -55,6 +55,10 @@ reasons! {
     UnresolvedTarget = "unresolved-target", "the next hop is a name, and only addresses can be followed";
     ForbiddenTarget = "forbidden-target", "the next hop is this node itself or no unicast address";
     NoListener = "no-listener", "no listener of the service has the address family of the next hop";
+    SipsOverPlain = "sips-over-plain", "the target is a sips URI and its backend is not reached over TLS";
+    FlowGone = "flow-gone", "the connection to the client is closed and it is reached by no other way";
+    ConnectFailed = "connect-failed", "no connection could be opened to the next hop";
+    QueueFull = "write-queue-full", "the peer does not read what it is sent; its connection was closed";
     ForeignVia = "response-foreign-via", "the topmost Via of the response is not ours";
     BadBranch = "response-bad-branch", "the branch of our Via in the response is forged or signed by an unknown secret";
     NoMoreVia = "response-no-via-left", "below our Via the response has none, so it has no way back";
@@ -62,6 +66,7 @@ reasons! {
     AckForAnswer = "ack-absorbed", "the ACK acknowledges an answer that was made here";
     AnswerTooLarge = "answer-suppressed", "the answer would be larger than the request";
     EditFailed = "edit-failed", "the changed message exceeds the largest datagram";
+    Framing = "stream-framing", "bytes on a connection that cannot be told apart into messages; it was closed";
     TooManyIdentities = "too-many-identities", "more P-Asserted-Identity lines than are taken out of one message";
     HandOverFull = "handover-full", "the ring to the owning worker is full";
 }
@@ -86,6 +91,10 @@ pub struct Counters {
     pub answered: [u64; REASONS],
     /// Messages dropped, by reason.
     pub dropped: [u64; REASONS],
+    /// Messages that were counted as forwarded or answered and could not leave, by reason.
+    pub undeliverable: [u64; REASONS],
+    /// Requests too large for UDP that went over a connection.
+    pub switched_to_stream: u64,
     /// New dialogs and standalone requests given to a backend by selection.
     pub selected: u64,
     /// Requests that a cookie routed.
@@ -100,6 +109,24 @@ pub struct Counters {
     pub bindings_refused: u64,
     /// Bindings expired.
     pub bindings_expired: u64,
+    /// Connections that stand or are being opened.
+    pub connections: u64,
+    /// Connections accepted.
+    pub connections_accepted: u64,
+    /// Connections closed at once: the table, a source or the handshakes are at their limit.
+    pub connections_refused: u64,
+    /// Times that accepting ended, out of file descriptors most likely; it goes on with the next tick.
+    pub accepts_failed: u64,
+    /// Connections opened to backends and clients.
+    pub connections_opened: u64,
+    /// Connections that could not be opened.
+    pub connects_failed: u64,
+    /// TLS or WebSocket handshakes that failed or took too long.
+    pub handshakes_failed: u64,
+    /// Connections closed by a deadline: idle, or a message, a write or a handshake that did not end.
+    pub connections_timed_out: u64,
+    /// Connections closed since their bytes could not be told apart into messages.
+    pub connections_broken: u64,
     /// Sends that the kernel refused.
     pub sends_failed: u64,
     /// Times the kernel ran out of receive buffers.
@@ -118,6 +145,8 @@ impl Default for Counters {
             responses_forwarded: 0,
             answered: [0; REASONS],
             dropped: [0; REASONS],
+            undeliverable: [0; REASONS],
+            switched_to_stream: 0,
             selected: 0,
             routed_by_cookie: 0,
             routed_by_binding: 0,
@@ -125,6 +154,15 @@ impl Default for Counters {
             bindings: 0,
             bindings_refused: 0,
             bindings_expired: 0,
+            connections: 0,
+            connections_accepted: 0,
+            connections_refused: 0,
+            accepts_failed: 0,
+            connections_opened: 0,
+            connects_failed: 0,
+            handshakes_failed: 0,
+            connections_timed_out: 0,
+            connections_broken: 0,
             sends_failed: 0,
             receive_buffers_exhausted: 0,
             kernel_drops: 0,
@@ -141,6 +179,11 @@ impl Counters {
     /// Counts a message that goes nowhere.
     pub fn count_dropped(&mut self, reason: Reason) {
         self.dropped[reason as usize] += 1;
+    }
+
+    /// Counts a message that could not leave.
+    pub fn count_undeliverable(&mut self, reason: Reason) {
+        self.undeliverable[reason as usize] += 1;
     }
 
     /// Sum of the outcomes; equals `received + taken_over` when no message is on its way.

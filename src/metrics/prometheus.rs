@@ -19,6 +19,16 @@ const FIELDS: &[Field] = &[
     ("bindings", "Bindings in the table.", |c| c.bindings),
     ("bindings_refused_total", "Bindings not made since the table was full.", |c| c.bindings_refused),
     ("bindings_expired_total", "Bindings expired.", |c| c.bindings_expired),
+    ("connections", "Connections that stand or are being opened.", |c| c.connections),
+    ("connections_accepted_total", "Connections accepted.", |c| c.connections_accepted),
+    ("connections_refused_total", "Connections closed at once, at a limit.", |c| c.connections_refused),
+    ("accepts_failed_total", "Times that accepting ended for a while.", |c| c.accepts_failed),
+    ("connections_opened_total", "Connections opened.", |c| c.connections_opened),
+    ("connects_failed_total", "Connections that could not be opened.", |c| c.connects_failed),
+    ("handshakes_failed_total", "TLS or WebSocket handshakes failed.", |c| c.handshakes_failed),
+    ("connections_timed_out_total", "Connections closed by a deadline.", |c| c.connections_timed_out),
+    ("connections_broken_total", "Connections closed for their framing.", |c| c.connections_broken),
+    ("switched_to_stream_total", "Requests too large for UDP that went over a connection.", |c| c.switched_to_stream),
     ("sends_failed_total", "Sends that the kernel refused.", |c| c.sends_failed),
     ("receive_buffers_exhausted_total", "Times the kernel found no receive buffer.", |c| c.receive_buffers_exhausted),
     ("kernel_drops_total", "Datagrams dropped by the kernel, socket buffer full.", |c| c.kernel_drops),
@@ -36,6 +46,8 @@ pub fn render(workers: &[Counters]) -> String {
     }
     render_reasons(&mut text, "answered_total", "Requests answered here.", workers, |c| &c.answered);
     render_reasons(&mut text, "dropped_total", "Messages dropped.", workers, |c| &c.dropped);
+    let help = "Messages forwarded or answered that could not leave.";
+    render_reasons(&mut text, "undeliverable_total", help, workers, |c| &c.undeliverable);
     text
 }
 

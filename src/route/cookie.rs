@@ -7,7 +7,9 @@
 //!
 //! ```text
 //!   branch = z9hG4bK | base64url( head 1 | ingress listener 2 | MAC 9 )                         23 characters
-//!   token  =           base64url( head 1 | flags 1 | masked( backend 4 | ingress 2 | tag 4 | client 6 or 18 ) | MAC 8 )
+//!   token  =           base64url( head 1 | flags 1 | masked( backend 4 | ingress 2 | tag 4 | client 6 or 18 | flow 0 or 8 )
+//!                                 | MAC 8 )
+//!   flow   =           base64url( masked( flow 8 ) | MAC 7 )                                    20 characters
 //!   head   = version 4 bits | epoch 4 bits        epoch tells which of the two live secrets signed
 //! ```
 //!
@@ -18,6 +20,11 @@
 //! CANCEL must have the branch of its INVITE. The token is masked with a key stream that starts from
 //! its MAC, so that it shows nobody the addresses behind Tandem.
 //!
+//! A request that came on a connection has that connection, its flow, in a parameter of our Via, signed together with
+//! the branch: the response goes back on it (RFC 3261 18.2.2). It is no part of the branch, since a CANCEL may come on
+//! another connection than its INVITE. In a token the flow leads requests to a client that only its own connection
+//! reaches.
+//!
 //! MACs are SipHash-2-4 (Aumasson and Bernstein 2012) with 128-bit output, truncated; subkeys per purpose.
 
 use std::hash::Hasher;
@@ -27,7 +34,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use siphasher::sip128::{Hasher128, SipHasher24};
 
-use crate::base::id::{BackendId, ListenerId};
+use crate::base::id::{BackendId, FlowId, ListenerId, Transport};
 use crate::base::text::Text;
 use crate::config::Secret;
 use crate::sip::via::MAGIC_COOKIE;
@@ -37,8 +44,14 @@ const VERSION: u8 = 1;
 /// Bytes of a branch: the magic cookie and 16 characters.
 pub const BRANCH_LEN: usize = 23;
 
-/// Characters of the longest token: an IPv6 client.
-pub const TOKEN_MAX: usize = 51;
+/// Characters of the longest token: an IPv6 client on a connection.
+pub const TOKEN_MAX: usize = 62;
+
+/// Bytes of the longest token before it becomes text.
+const TOKEN_BYTES_MAX: usize = 46;
+
+/// Characters of a signed flow.
+pub const FLOW_LEN: usize = 20;
 
 /// The URI parameter of our Record-Route that carries the token.
 pub const TOKEN_PARAM: &str = "tk";
@@ -46,6 +59,9 @@ pub const TOKEN_PARAM: &str = "tk";
 const FLAG_IPV6: u8 = 1;
 const FLAG_FROM_BACKEND: u8 = 2;
 const FLAG_FOLLOW_TEXT: u8 = 4;
+const FLAG_FLOW: u8 = 8;
+/// The transport stands in the upper four bits.
+const TRANSPORT_SHIFT: u8 = 4;
 
 /// The two secrets that are live at once.
 #[derive(Clone, Debug)]
@@ -81,6 +97,10 @@ pub struct Cookie {
     pub initial_tag: u32,
     /// The address the client sent from.
     pub client: SocketAddr,
+    /// How it was reached.
+    pub transport: Transport,
+    /// The connection it was reached on; of no meaning once that is closed.
+    pub flow: Option<FlowId>,
     /// Did the backend start the dialog?
     pub is_from_backend: bool,
     /// May requests to the client go where its Contact or Route says? Not when it sits behind a NAT.
@@ -140,7 +160,7 @@ impl Keys {
 
     /// Reads a token that was minted for `call_id`; `None` for any other text.
     pub fn decode_token(&self, call_id: &[u8], token: &[u8]) -> Option<Cookie> {
-        let mut raw = [0u8; 40];
+        let mut raw = [0u8; TOKEN_BYTES_MAX + 2];
         if token.len() > TOKEN_MAX {
             return None;
         }
@@ -148,6 +168,20 @@ impl Keys {
         let raw = raw.get_mut(..len).filter(|raw| raw.len() > 10)?;
         let mut candidates = self.of_head(raw[0]);
         candidates.find_map(|key| key.decode_token(call_id, raw))
+    }
+
+    /// The text for the flow that a request with this branch came on.
+    pub fn encode_flow(&self, branch: &[u8], flow: FlowId) -> [u8; FLOW_LEN] {
+        self.current.flow(branch, flow)
+    }
+
+    /// Reads a flow that was minted for this branch; `None` for any other text.
+    pub fn decode_flow(&self, branch: &[u8], text: &[u8]) -> Option<FlowId> {
+        let mut raw = [0u8; 15];
+        if text.len() != FLOW_LEN || URL_SAFE_NO_PAD.decode_slice(text, &mut raw).ok()? != raw.len() {
+            return None;
+        }
+        std::iter::once(&self.current).chain(&self.previous).find_map(|key| key.decode_flow(branch, raw))
     }
 
     /// Hash of a From or To tag as tokens carry it.
@@ -257,18 +291,50 @@ impl Key {
         text
     }
 
+    fn flow(&self, branch: &[u8], flow: FlowId) -> [u8; FLOW_LEN] {
+        let mut raw = [0u8; 15];
+        raw[..8].copy_from_slice(&flow.0.to_be_bytes());
+        let mac = self.flow_mac(branch, &raw[..8]);
+        self.mask(mac, &mut raw[..8]);
+        raw[8..].copy_from_slice(&mac[..7]);
+        let mut text = [0; FLOW_LEN];
+        encode(&raw, &mut text);
+        text
+    }
+
+    fn decode_flow(&self, branch: &[u8], mut raw: [u8; 15]) -> Option<FlowId> {
+        let mut mac = [0u8; 8];
+        mac[..7].copy_from_slice(&raw[8..]);
+        self.mask(mac, &mut raw[..8]);
+        let flow = u64::from_be_bytes(raw[..8].try_into().ok()?);
+        (self.flow_mac(branch, &raw[..8]) == mac).then_some(FlowId(flow))
+    }
+
+    /// Seven bytes; the last of the eight is 0, so that the mask can start from what stands in the text.
+    fn flow_mac(&self, branch: &[u8], flow: &[u8]) -> [u8; 8] {
+        let mut hasher = self.token;
+        hasher.write(b"flow");
+        hasher.write(flow);
+        hasher.write(branch);
+        let mut mac = hasher.finish128().h1.to_be_bytes();
+        mac[7] = 0;
+        mac
+    }
+
     fn encode_token(&self, call_id: &[u8], cookie: &Cookie, out: &mut [u8; TOKEN_MAX]) -> usize {
-        let mut raw = [0u8; 38];
+        let mut raw = [0u8; TOKEN_BYTES_MAX];
         let is_ipv6 = cookie.client.is_ipv6();
         raw[0] = self.head();
         raw[1] = (u8::from(is_ipv6) * FLAG_IPV6)
+            | (u8::from(cookie.flow.is_some()) * FLAG_FLOW)
+            | ((cookie.transport as u8) << TRANSPORT_SHIFT)
             | (u8::from(cookie.is_from_backend) * FLAG_FROM_BACKEND)
             | (u8::from(cookie.follows_text) * FLAG_FOLLOW_TEXT);
         raw[2..6].copy_from_slice(&cookie.backend.0.to_be_bytes());
         raw[6..8].copy_from_slice(&cookie.ingress.0.to_be_bytes());
         raw[8..12].copy_from_slice(&cookie.initial_tag.to_be_bytes());
         raw[12..14].copy_from_slice(&cookie.client.port().to_be_bytes());
-        let end = match cookie.client.ip() {
+        let mut end = match cookie.client.ip() {
             IpAddr::V4(ip) => {
                 raw[14..18].copy_from_slice(&ip.octets());
                 18
@@ -278,6 +344,10 @@ impl Key {
                 30
             }
         };
+        if let Some(flow) = cookie.flow {
+            raw[end..end + 8].copy_from_slice(&flow.0.to_be_bytes());
+            end += 8;
+        }
         let mac = self.token_mac(call_id, &raw[..end]);
         self.mask(mac, &mut raw[2..end]);
         raw[end..end + 8].copy_from_slice(&mac);
@@ -285,10 +355,13 @@ impl Key {
     }
 
     fn decode_token(&self, call_id: &[u8], raw: &[u8]) -> Option<Cookie> {
-        let mut plain = [0u8; 40];
+        let mut plain = [0u8; TOKEN_BYTES_MAX];
         let (masked, mac) = raw.split_at_checked(raw.len().checked_sub(8)?)?;
         let is_ipv6 = raw[1] & FLAG_IPV6 != 0;
-        let plain = &mut plain[..if is_ipv6 { 30 } else { 18 }];
+        let has_flow = raw[1] & FLAG_FLOW != 0;
+        let transport = *Transport::ALL.get(usize::from(raw[1] >> TRANSPORT_SHIFT))?;
+        let address_end = if is_ipv6 { 30 } else { 18 };
+        let plain = &mut plain[..address_end + usize::from(has_flow) * 8];
         if masked.len() != plain.len() {
             return None;
         }
@@ -308,6 +381,11 @@ impl Key {
             ingress: ListenerId(u16::from_be_bytes([plain[6], plain[7]])),
             initial_tag: u32_at(8),
             client: SocketAddr::new(ip, u16::from_be_bytes([plain[12], plain[13]])),
+            transport,
+            flow: match has_flow {
+                true => Some(FlowId(u64::from_be_bytes(plain[address_end..].try_into().ok()?))),
+                false => None,
+            },
             is_from_backend: plain[1] & FLAG_FROM_BACKEND != 0,
             follows_text: plain[1] & FLAG_FOLLOW_TEXT != 0,
         })
@@ -357,6 +435,8 @@ mod tests {
             ingress: ListenerId(4711),
             initial_tag: 99,
             client: client.parse().unwrap(),
+            transport: Transport::Udp,
+            flow: None,
             is_from_backend: true,
             follows_text: false,
         }
@@ -399,6 +479,31 @@ mod tests {
             assert_eq!(keys().decode_token(b"llac", &token), None);
         }
         assert_eq!(token(&keys(), b"call", &cookie("198.51.100.7:5062")).len(), 35);
+    }
+
+    #[test]
+    fn a_token_carries_transport_and_connection() {
+        for transport in Transport::ALL {
+            let flow = Some(FlowId::new(3, Transport::Tls, 70_000, 0xABCDEF));
+            let cookie = Cookie { transport, flow, ..cookie("[2001:db8::7]:5062") };
+            let token = token(&keys(), b"call", &cookie);
+            assert_eq!((token.len(), keys().decode_token(b"call", &token)), (TOKEN_MAX, Some(cookie)));
+        }
+    }
+
+    #[test]
+    fn a_flow_is_read_only_beside_its_branch() {
+        let flow = FlowId::new(1, Transport::Wss, 2, 3);
+        let text = keys().encode_flow(b"z9hG4bK1", flow);
+        assert_eq!(keys().decode_flow(b"z9hG4bK1", &text), Some(flow));
+        assert_eq!(keys().decode_flow(b"z9hG4bK2", &text), None);
+        for i in 0..FLOW_LEN {
+            let mut forged = text;
+            forged[i] = if forged[i] == b'A' { b'B' } else { b'A' };
+            assert_eq!(keys().decode_flow(b"z9hG4bK1", &forged), None, "character {i} is not covered");
+        }
+        let rotated = Keys::new(&Secret([8; 16]), Some(&Secret([7; 16])));
+        assert_eq!(rotated.decode_flow(b"z9hG4bK1", &text), Some(flow));
     }
 
     #[test]

@@ -14,21 +14,21 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::base::id::ListenerId;
+use crate::base::id::{FlowId, ListenerId, Transport};
 use crate::base::span::Span;
 use crate::metrics::Reason;
 use crate::route::bindings::Binding;
 use crate::route::cookie::{Cookie, Keys, TOKEN_PARAM};
 use crate::route::key;
 use crate::route::request::Request;
-use crate::route::snapshot::{BackendIndex, ListenerIndex, Snapshot};
-use crate::route::verdict::{Forward, RouteEdit, Verdict, Why};
+use crate::route::snapshot::{Backend, BackendIndex, ListenerIndex, Service, Snapshot};
+use crate::route::verdict::{Forward, Hop, RouteEdit, Verdict, Why};
 use crate::sip::method::Method;
 use crate::sip::reply::Status;
 use crate::sip::scan::HeaderName;
 use crate::sip::uri::{Scheme, Uri};
 use crate::sip::values::values;
-use crate::sip::via::{DEFAULT_PORT, Rport};
+use crate::sip::via::{DEFAULT_PORT, Rport, TLS_PORT};
 
 /// What a decision needs besides the request.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +39,8 @@ pub struct Scene<'a> {
     pub ingress: ListenerIndex,
     /// Where it came from.
     pub source: SocketAddr,
+    /// The connection it came on.
+    pub flow: Option<FlowId>,
     /// What its Call-ID is bound to.
     pub binding: Option<Binding>,
     /// Hash of its transaction, to be compared with the binding's.
@@ -93,7 +95,7 @@ pub fn refuse(request: &Request<'_>, status: Status, reason: Reason) -> Verdict 
 //# Only who forks must detect loops: there is one target, never two.
 fn decide_target(scene: &Scene<'_>, request: &Request<'_>, route: &RouteSet) -> Verdict {
     let snapshot = scene.snapshot;
-    let from_backend = snapshot.backend_by_address(scene.source);
+    let from_backend = sending_backend(snapshot, scene.source, scene.flow, request);
     if let Some(cookie) = &route.cookie {
         match towards_backend(&snapshot.keys, request, cookie) {
             Some(false) => return to_client(scene, request, route, cookie, from_backend.is_some()),
@@ -121,6 +123,21 @@ fn decide_target(scene: &Scene<'_>, request: &Request<'_>, route: &RouteSet) -> 
         //# A 503 for want of a backend says when to come again.
         None => refuse(request, Status::ServiceUnavailable, Reason::EmptyPool),
     }
+}
+
+/// The backend that a request comes from. Over UDP it sends from its own port. A connection of its own comes from any
+/// port, but from its address, which a handshake has proven, and its Via says where it listens.
+pub fn sending_backend(
+    snapshot: &Snapshot,
+    source: SocketAddr,
+    flow: Option<FlowId>,
+    request: &Request<'_>,
+) -> Option<BackendIndex> {
+    snapshot.backend_by_address(source).or_else(|| {
+        flow?;
+        let ip = request.via.ip(request.bytes).filter(|ip| *ip == source.ip())?;
+        snapshot.backend_by_address(SocketAddr::new(ip, request.via.port_of_transport(request.bytes)))
+    })
 }
 
 /// RFC 3261 16.4, with our token in place of the knowledge of what we recorded.
@@ -195,7 +212,7 @@ fn names_us(snapshot: &Snapshot, bytes: &[u8], uri: &Uri) -> bool {
     if !matches!(uri.scheme, Scheme::Sip | Scheme::Sips) {
         return false;
     }
-    let port = uri.port.unwrap_or(DEFAULT_PORT);
+    let port = uri.port.unwrap_or(default_port(uri.scheme, transport_of(bytes, uri)));
     match uri.ip(bytes) {
         Some(ip) => is_ours(snapshot, SocketAddr::new(ip, port)),
         None => {
@@ -246,17 +263,21 @@ fn bound_backend(scene: &Scene<'_>, request: &Request<'_>, binding: Binding) -> 
 //= rfc3261#section-16.11 cancel
 //# CANCEL is forwarded like any request, with the same treatment of Route.
 fn to_backend(scene: &Scene<'_>, request: &Request<'_>, route: &RouteSet, index: BackendIndex, why: Why) -> Verdict {
-    let destination = scene.snapshot.backend(index).address;
-    let Some(egress) = scene.snapshot.egress(scene.ingress, destination) else {
+    let &Backend { address: destination, transport, .. } = scene.snapshot.backend(index);
+    if request.uri.scheme == Scheme::Sips && !transport.is_secure() && !scene.service().sips_over_plain {
+        return refuse(request, Status::TemporarilyUnavailable, Reason::SipsOverPlain);
+    }
+    let Some(listener) = scene.snapshot.egress(scene.ingress, destination, transport) else {
         return refuse(request, Status::ServerInternalError, Reason::NoListener);
     };
     let record = match &route.cookie {
         // A refresh records the same again, for elements that lost their route set (16.6 item 4).
         Some(cookie) => request.method.makes_dialog().then_some(*cookie),
-        None => new_cookie(scene, request, scene.source, false, index),
+        None => new_cookie(scene, request, (scene.came_by(), scene.flow), false, index),
     };
-    let record = record.filter(|_| records_route(scene));
-    Verdict::Forward(Forward { destination, egress, backend: Some(index), why, route: route.edit, record })
+    let record = record.filter(|_| scene.service().record_route);
+    let hop = Hop { listener, transport, destination, flow: None, may_connect: true };
+    Verdict::Forward(Forward { hop, backend: Some(index), why, route: route.edit, record })
 }
 
 /// In a dialog, away from the backend.
@@ -268,23 +289,33 @@ fn to_client(
     is_from_backend: bool,
 ) -> Verdict {
     let text = match (is_from_backend && cookie.follows_text, next_hop(scene, request, route)) {
-        (true, Ok(address)) => Some(address),
+        (true, Ok(hop)) => Some(hop),
         _ => None,
     };
-    let destination = text.unwrap_or(cookie.client);
+    let target = match cookie.flow {
+        // What the text says is for the time after the connection, and travels alike.
+        Some(flow) => Target {
+            transport: flow.transport(),
+            destination: text.map_or(cookie.client, |(_, address)| address),
+            flow: Some(flow),
+            may_connect: text.is_some() && !flow.transport().is_web_socket(),
+        },
+        None => Target::of_text(text.unwrap_or((cookie.transport, cookie.client))),
+    };
     let ingress = scene.snapshot.listener_by_id(cookie.ingress).unwrap_or(scene.ingress);
-    let record = request.method.makes_dialog().then_some(*cookie).filter(|_| records_route(scene));
-    forward_to_client(scene, request, route, destination, ingress, record, Why::Cookie)
+    let record = request.method.makes_dialog().then_some(*cookie).filter(|_| scene.service().record_route);
+    forward_to_client(scene, request, route, target, ingress, record, Why::Cookie)
 }
 
 /// A new request of a backend: its text decides.
 fn by_text(scene: &Scene<'_>, request: &Request<'_>, route: &RouteSet, backend: BackendIndex) -> Verdict {
     match next_hop(scene, request, route) {
-        Ok(destination) => {
-            let record = new_cookie(scene, request, destination, true, backend).filter(|_| records_route(scene));
+        Ok(hop) => {
+            let client = (hop, None);
+            let record = new_cookie(scene, request, client, true, backend).filter(|_| scene.service().record_route);
             let mut route = *route;
             route.edit.next_is_strict = route.next.is_some_and(|next| !is_loose(request.bytes, next));
-            forward_to_client(scene, request, &route, destination, scene.ingress, record, Why::Text)
+            forward_to_client(scene, request, &route, Target::of_text(hop), scene.ingress, record, Why::Text)
         }
         Err(Reason::UnresolvedTarget) => refuse(request, Status::ServiceUnavailable, Reason::UnresolvedTarget),
         Err(reason) => refuse(request, Status::BadRequest, reason),
@@ -295,32 +326,58 @@ fn forward_to_client(
     scene: &Scene<'_>,
     request: &Request<'_>,
     route: &RouteSet,
-    destination: SocketAddr,
+    target: Target,
     preferred: ListenerIndex,
     record: Option<Cookie>,
     why: Why,
 ) -> Verdict {
     let snapshot = scene.snapshot;
+    let Target { transport, destination, flow, may_connect } = target;
     if is_forbidden(snapshot, destination) {
         return refuse(request, Status::BadRequest, Reason::ForbiddenTarget);
     }
-    let Some(egress) = snapshot.egress(preferred, destination) else {
+    if flow.is_none() && transport.is_web_socket() {
+        // A browser has no address to be reached at (RFC 7118 5.2).
+        return refuse(request, Status::FlowFailed, Reason::FlowGone);
+    }
+    let Some(listener) = snapshot.egress(preferred, destination, transport) else {
         return refuse(request, Status::ServerInternalError, Reason::NoListener);
     };
-    let backend = None;
-    Verdict::Forward(Forward { destination, egress, backend, why, route: route.edit, record })
+    let hop = Hop { listener, transport, destination, flow, may_connect };
+    Verdict::Forward(Forward { hop, backend: None, why, route: route.edit, record })
 }
 
-fn records_route(scene: &Scene<'_>) -> bool {
-    let listener = scene.snapshot.listener(scene.ingress);
-    scene.snapshot.services[listener.service].record_route
+/// Where a request to a client goes.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    transport: Transport,
+    destination: SocketAddr,
+    flow: Option<FlowId>,
+    may_connect: bool,
+}
+
+impl Target {
+    fn of_text((transport, destination): (Transport, SocketAddr)) -> Self {
+        Target { transport, destination, flow: None, may_connect: true }
+    }
+}
+
+impl Scene<'_> {
+    fn service(&self) -> &Service {
+        &self.snapshot.services[self.snapshot.listener(self.ingress).service]
+    }
+
+    /// How and whence the request came.
+    fn came_by(&self) -> (Transport, SocketAddr) {
+        (self.flow.map_or(Transport::Udp, FlowId::transport), self.source)
+    }
 }
 
 /// The token of a dialog that this request may make.
 fn new_cookie(
     scene: &Scene<'_>,
     request: &Request<'_>,
-    client: SocketAddr,
+    ((transport, client), flow): ((Transport, SocketAddr), Option<FlowId>),
     is_from_backend: bool,
     backend: BackendIndex,
 ) -> Option<Cookie> {
@@ -335,14 +392,18 @@ fn new_cookie(
         ingress,
         initial_tag: snapshot.keys.tag_hash(request.text(request.call_id), tag),
         client,
+        transport,
+        flow,
         is_from_backend,
-        follows_text: is_from_backend || is_reachable_by_text(request, client),
+        follows_text: is_from_backend || is_reachable_by_text(request, client, transport),
     })
 }
 
-/// Is the client where its Via says, so that its Contact can be believed too? Not behind a NAT.
-fn is_reachable_by_text(request: &Request<'_>, source: SocketAddr) -> bool {
-    let is_same_port = request.via.rport == Rport::Absent || request.via.port_or_default() == source.port();
+/// Is the client where its Via says, so that its Contact can be believed too? Not behind a NAT. A connection comes from
+/// a port of its own.
+fn is_reachable_by_text(request: &Request<'_>, source: SocketAddr, transport: Transport) -> bool {
+    let is_same_port =
+        transport.is_stream() || request.via.rport == Rport::Absent || request.via.port_or_default() == source.port();
     request.via.ip(request.bytes) == Some(source.ip()) && is_same_port
 }
 
@@ -353,18 +414,42 @@ fn is_loose(bytes: &[u8], uri: Span) -> bool {
 //= rfc3261#section-16.6 maddr
 //# maddr is not followed, against the rule: it would lead anywhere.
 /// RFC 3261 16.6 item 7, for addresses; `maddr` is not followed, since it would lead anywhere.
-fn next_hop(scene: &Scene<'_>, request: &Request<'_>, route: &RouteSet) -> Result<SocketAddr, Reason> {
+fn next_hop(scene: &Scene<'_>, request: &Request<'_>, route: &RouteSet) -> Result<(Transport, SocketAddr), Reason> {
     let bytes = request.bytes;
     let span = route.next.or(route.target).unwrap_or(request.uri_span);
     let uri = Uri::decode(bytes, span).map_err(|_| Reason::MalformedRoute)?;
-    if uri.scheme != Scheme::Sip {
+    if !matches!(uri.scheme, Scheme::Sip | Scheme::Sips) {
         return Err(Reason::UnresolvedTarget);
     }
     let ip = uri.ip(bytes).ok_or(Reason::UnresolvedTarget)?;
-    let address = SocketAddr::new(ip, uri.port.unwrap_or(DEFAULT_PORT));
+    let transport = transport_of(bytes, &uri).ok_or(Reason::UnresolvedTarget)?;
+    let address = SocketAddr::new(ip, uri.port.unwrap_or(default_port(uri.scheme, Some(transport))));
     match is_ours(scene.snapshot, address) || !is_unicast(ip) {
         true => Err(Reason::ForbiddenTarget),
-        false => Ok(address),
+        false => Ok((transport, address)),
+    }
+}
+
+/// RFC 3263 4.1 for an address: what `transport` says, else UDP, and with `sips` TLS; `None` for what is not spoken here.
+fn transport_of(bytes: &[u8], uri: &Uri) -> Option<Transport> {
+    let is_sips = uri.scheme == Scheme::Sips;
+    let named = match uri.param(bytes, b"transport") {
+        Some(Some(name)) => Transport::ALL.into_iter().find(|t| name.eq_ignore_ascii_case(t.scheme().as_bytes()))?,
+        _ => return Some(if is_sips { Transport::Tls } else { Transport::Udp }),
+    };
+    match (is_sips, named) {
+        (false, named) => Some(named),
+        (true, Transport::Tcp | Transport::Tls) => Some(Transport::Tls),
+        (true, Transport::Ws | Transport::Wss) => Some(Transport::Wss),
+        (true, Transport::Udp) => None,
+    }
+}
+
+/// RFC 3261 19.1.2.
+fn default_port(scheme: Scheme, transport: Option<Transport>) -> u16 {
+    match (scheme, transport) {
+        (Scheme::Sips, _) | (_, Some(Transport::Tls)) => TLS_PORT,
+        _ => DEFAULT_PORT,
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ahash::AHashMap;
 
-use crate::base::id::{BackendId, ListenerId};
+use crate::base::id::{BackendId, ListenerId, Transport};
 use crate::config::{Admin, Config, Listen};
 use crate::route::bindings::Lifetimes;
 use crate::route::cookie::{Keys, TOKEN_PARAM};
@@ -46,24 +46,50 @@ pub struct Listener {
     pub listen: Listen,
     /// Index into [`Snapshot::services`].
     pub service: usize,
-    /// Our Via up to the branch: `Via: SIP/2.0/UDP 192.0.2.10:5060;branch=`.
-    pub via_head: Box<[u8]>,
-    /// Our Record-Route up to the token: `Record-Route: <sip:192.0.2.10:5060;lr;tk=`.
-    pub record_route_head: Box<[u8]>,
+    /// Our Via up to the branch, by what the message travels by: `Via: SIP/2.0/UDP 192.0.2.10:5060;branch=`.
+    via_heads: [Box<[u8]>; Transport::ALL.len()],
+    /// Our Record-Route up to the token, for `sip` and for `sips`: `Record-Route: <sip:192.0.2.10:5060;lr;tk=`.
+    record_route_heads: [Box<[u8]>; 2],
 }
 
 impl Listener {
     fn new(listen: Listen, service: usize) -> Self {
         let Listen { transport, address } = listen;
-        let via_head = format!("Via: SIP/2.0/{} {address};branch=", transport.scheme().to_uppercase());
-        let record_route_head = format!("Record-Route: <sip:{address};lr;{TOKEN_PARAM}=");
+        let via = |t: Transport| format!("Via: SIP/2.0/{} {address};branch=", t.via_name()).into_bytes().into();
+        let param = match transport {
+            Transport::Udp => "",
+            Transport::Tcp => ";transport=tcp",
+            Transport::Tls => ";transport=tls",
+            // RFC 7118 5.2: one word for both; the scheme tells them apart.
+            Transport::Ws | Transport::Wss => ";transport=ws",
+        };
+        let record_route = |scheme| {
+            // With sips TLS is meant, and only a WebSocket has to be named (RFC 3261 26.2.2).
+            let param = if scheme == "sips" && transport == Transport::Tls { "" } else { param };
+            format!("Record-Route: <{scheme}:{address}{param};lr;{TOKEN_PARAM}=").into_bytes().into()
+        };
         Listener {
             id: listen.id(),
             listen,
             service,
-            via_head: via_head.into_bytes().into(),
-            record_route_head: record_route_head.into_bytes().into(),
+            via_heads: Transport::ALL.map(via),
+            record_route_heads: ["sip", "sips"].map(record_route),
         }
+    }
+
+    /// Our Via up to the branch, on a message that travels by `transport`.
+    pub fn via_head(&self, transport: Transport) -> &[u8] {
+        &self.via_heads[transport as usize]
+    }
+
+    //= rfc5658#section-5 transports
+    //# Each side sees its own transport in Record-Route, and each side's in-dialog requests come back through it.
+    //= rfc3261#section-16.6 sips
+    //# The Record-Route of a request to a sips URI is sips, on the side that is secure.
+    /// Our Record-Route up to the token. `is_sips`: for a request whose target is a `sips` URI, where this side is secure
+    /// (RFC 3261 16.6 item 4).
+    pub fn record_route_head(&self, is_sips: bool) -> &[u8] {
+        &self.record_route_heads[usize::from(is_sips && self.listen.transport.is_secure())]
     }
 }
 
@@ -76,10 +102,12 @@ pub struct Service {
     pub pool: usize,
     /// Whether dialogs stay on Tandem.
     pub record_route: bool,
+    /// May a request to a `sips` URI go on without TLS?
+    pub sips_over_plain: bool,
     /// Whether asserted identities stop here (RFC 3325).
     pub strip_identity: bool,
-    /// The listeners from which messages leave, for IPv4 and for IPv6 backends.
-    pub egress: [Option<ListenerIndex>; 2],
+    /// The listeners from which messages leave, for IPv4 and IPv6 and for each transport.
+    egress: [[Option<ListenerIndex>; Transport::ALL.len()]; 2],
 }
 
 /// A pool and its selection table.
@@ -89,6 +117,8 @@ pub struct Pool {
     pub name: Box<str>,
     /// Retry-After of the 503 that is sent while no backend can serve, in whole seconds.
     pub retry_after_s: u32,
+    /// The largest request that goes to a backend over UDP when it can also be reached otherwise, in bytes.
+    pub udp_bytes_max: usize,
     /// Over the healthy, enabled backends of the lowest tier that has any.
     pub table: Maglev,
 }
@@ -100,8 +130,12 @@ pub struct Backend {
     pub id: BackendId,
     /// Configured name.
     pub name: Box<str>,
+    /// What it speaks.
+    pub transport: Transport,
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where it takes requests that are too large for UDP.
+    pub large_address: Option<(Transport, SocketAddr)>,
     /// Index into [`Snapshot::pools`].
     pub pool: usize,
     /// Configured weight.
@@ -145,6 +179,7 @@ pub struct Snapshot {
     pub owners: Box<[u16]>,
     by_id: AHashMap<BackendId, BackendIndex>,
     by_address: AHashMap<SocketAddr, BackendIndex>,
+    by_target: AHashMap<(Transport, SocketAddr), BackendIndex>,
 }
 
 impl Snapshot {
@@ -163,16 +198,17 @@ impl Snapshot {
         let mut listeners = Vec::new();
         let mut services = Vec::new();
         for (service, configured) in config.services.iter().enumerate() {
-            let mut egress = [None; 2];
+            let mut egress = [[None; Transport::ALL.len()]; 2];
             for listen in &configured.listen {
                 let index = ListenerIndex(u16::try_from(listeners.len()).expect("listeners are limited"));
-                egress[usize::from(listen.address.is_ipv6())].get_or_insert(index);
+                egress[usize::from(listen.address.is_ipv6())][listen.transport as usize].get_or_insert(index);
                 listeners.push(Listener::new(*listen, service));
             }
             services.push(Service {
                 name: configured.name.as_str().into(),
                 pool: configured.pool,
                 record_route: configured.record_route,
+                sips_over_plain: configured.sips_over_plain,
                 strip_identity: configured.strip_identity,
                 egress,
             });
@@ -185,7 +221,9 @@ impl Snapshot {
                 backends.push(Backend {
                     id: backend.id(),
                     name: backend.name.as_str().into(),
+                    transport: backend.transport,
                     address: backend.address,
+                    large_address: backend.large_address,
                     pool,
                     weight: backend.weight,
                     status: status(backend),
@@ -195,12 +233,20 @@ impl Snapshot {
             pools.push(Pool {
                 name: configured.name.as_str().into(),
                 retry_after_s: retry_after_s(configured.retry_after),
+                udp_bytes_max: configured.udp_bytes_max,
                 table: serving_tier(first, &backends[first..], tiers),
             });
         }
         let index = |i: usize| BackendIndex(u16::try_from(i).expect("backends are limited"));
         let by_id = backends.iter().enumerate().map(|(i, b)| (b.id, index(i))).collect();
-        let by_address = backends.iter().enumerate().map(|(i, b)| (b.address, index(i))).collect();
+        let (mut by_address, mut by_target) = (AHashMap::new(), AHashMap::new());
+        for (i, backend) in backends.iter().enumerate() {
+            let targets = [Some((backend.transport, backend.address)), backend.large_address];
+            for target in targets.into_iter().flatten() {
+                by_address.entry(target.1).or_insert(index(i));
+                by_target.entry(target).or_insert(index(i));
+            }
+        }
         Snapshot {
             generation,
             listeners,
@@ -220,6 +266,7 @@ impl Snapshot {
             owners: (0..OWNER_SLOTS).map(|slot| (slot % workers.max(1)) as u16).collect(),
             by_id,
             by_address,
+            by_target,
         }
     }
 
@@ -243,19 +290,34 @@ impl Snapshot {
         self.by_address.get(&address).copied()
     }
 
+    /// The backend that is reached by this transport at this address.
+    pub fn backend_by_target(&self, target: (Transport, SocketAddr)) -> Option<BackendIndex> {
+        self.by_target.get(&target).copied()
+    }
+
     /// The listener that a branch or a cookie names, if it is still configured.
     pub fn listener_by_id(&self, id: ListenerId) -> Option<ListenerIndex> {
         let position = self.listeners.iter().position(|l| l.id == id)?;
         Some(ListenerIndex(position as u16))
     }
 
-    /// The listener of `service` that reaches `destination`: the one asked for when its family fits.
-    pub fn egress(&self, preferred: ListenerIndex, destination: SocketAddr) -> Option<ListenerIndex> {
+    /// The listener from which a message goes to `destination`: the preferred one when family and transport fit, else
+    /// one of its service that has both. For a connection, which names an address of ours and needs none of its
+    /// sockets, any of that family will do.
+    pub fn egress(
+        &self,
+        preferred: ListenerIndex,
+        destination: SocketAddr,
+        transport: Transport,
+    ) -> Option<ListenerIndex> {
         let listener = self.listener(preferred);
-        if listener.listen.address.is_ipv6() == destination.is_ipv6() {
+        let is_right_family = listener.listen.address.is_ipv6() == destination.is_ipv6();
+        if is_right_family && listener.listen.transport == transport {
             return Some(preferred);
         }
-        self.services[listener.service].egress[usize::from(destination.is_ipv6())]
+        let row = &self.services[listener.service].egress[usize::from(destination.is_ipv6())];
+        let any = || if transport.is_stream() { row.iter().copied().flatten().next() } else { None };
+        row[transport as usize].or_else(any)
     }
 
     /// The worker that owns a Call-ID of this hash.

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 
+use crate::base::id::{FlowId, Transport};
 use crate::metrics::Reason;
 use crate::route::cookie::Cookie;
 use crate::route::snapshot::{BackendIndex, ListenerIndex};
@@ -22,13 +23,33 @@ pub enum Verdict {
     Drop(Reason),
 }
 
+/// How a message leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// The listener whose socket it leaves from, or whose address a new connection has on our side.
+    pub listener: ListenerIndex,
+    /// What it travels by.
+    pub transport: Transport,
+    /// Where it goes.
+    pub destination: SocketAddr,
+    /// The connection that it goes on while that lives.
+    pub flow: Option<FlowId>,
+    /// Without that connection: may one be opened to the destination? Always so where no flow is named.
+    pub may_connect: bool,
+}
+
+impl Hop {
+    /// A datagram.
+    pub fn datagram(listener: ListenerIndex, destination: SocketAddr) -> Self {
+        Hop { listener, transport: Transport::Udp, destination, flow: None, may_connect: true }
+    }
+}
+
 /// How to send a request on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Forward {
-    /// Where to.
-    pub destination: SocketAddr,
-    /// From which listener.
-    pub egress: ListenerIndex,
+    /// How it leaves and where it goes.
+    pub hop: Hop,
     /// The backend served, unless the request goes to a client.
     pub backend: Option<BackendIndex>,
     /// What decided.

@@ -16,14 +16,14 @@
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
 use tokio::sync::{Notify, mpsc};
 
-use crate::base::id::BackendId;
+use crate::base::id::{BackendId, Transport};
 use crate::base::time::Instant;
 use crate::config::Config;
 use crate::control::diff::Diff;
@@ -32,17 +32,22 @@ use crate::control::{BackendView, Control, Event, SendError};
 use crate::route::snapshot::Snapshot;
 use crate::shell::control_handle::{COMMANDS_MAX, Command, Handle, Status};
 use crate::shell::probe_socket::{classify, open_socket, readable};
+use crate::shell::probe_stream::{Report, StreamProber, Target};
+use crate::shell::stream::StreamPolicy;
 
 /// Answers read from one socket before timers and commands get their turn again.
 pub const ANSWERS_PER_ROUND: usize = 256;
 
 const REFRESH: Duration = Duration::from_millis(100);
 
-/// Loads the configuration anew; the error is text for the operator.
-pub type Load = Box<dyn FnMut() -> Result<Config, String> + Send>;
+/// Loads the configuration anew, with the certificates and keys that it names; the error is text for the operator.
+pub type Load = Box<dyn FnMut() -> Result<(Config, StreamPolicy), String> + Send>;
 
 /// Takes each snapshot to the workers; called on the control thread, must not block.
 pub type Publish = Box<dyn FnMut(Arc<Snapshot>) + Send>;
+
+/// Takes each policy to the workers; as [`Publish`].
+pub type PublishPolicy = Box<dyn FnMut(&Arc<StreamPolicy>) + Send>;
 
 /// What the control thread needs.
 pub struct Options {
@@ -58,6 +63,12 @@ pub struct Options {
     pub load: Load,
     /// Called with each snapshot; the first time before [`spawn`] returns.
     pub publish: Publish,
+    /// Backends to which a worker's connection failed.
+    pub failed: mpsc::Receiver<BackendId>,
+    /// How connections are treated.
+    pub policy: Arc<StreamPolicy>,
+    /// Called with each policy that a reload brings; must not block.
+    pub publish_policy: PublishPolicy,
 }
 
 /// Starts the control thread. When this returns, the first snapshot has been published and probing has begun.
@@ -102,6 +113,11 @@ struct ControlLoop {
     buffer: Vec<u8>,
     load: Load,
     publish: Publish,
+    failed: mpsc::Receiver<BackendId>,
+    policy: Arc<StreamPolicy>,
+    publish_policy: PublishPolicy,
+    prober: StreamProber,
+    reports: mpsc::Receiver<Report>,
     status: Arc<Mutex<Vec<BackendView>>>,
     /// When the shared status is next to be refreshed; `None` while it is up to date.
     refresh_at: Option<Instant>,
@@ -112,6 +128,7 @@ struct ControlLoop {
 impl ControlLoop {
     fn new(options: Options, status: Arc<Mutex<Vec<BackendView>>>) -> Self {
         // The standard library's hash keys come from the system's entropy.
+        let (reporter, reports) = mpsc::channel(ANSWERS_PER_ROUND);
         let seed = options.seed.unwrap_or_else(|| RandomState::new().hash_one(0));
         ControlLoop {
             control: Control::new(options.config, options.workers, seed, Instant::default()),
@@ -120,6 +137,11 @@ impl ControlLoop {
             buffer: vec![0; 65_536],
             load: options.load,
             publish: options.publish,
+            failed: options.failed,
+            policy: options.policy,
+            publish_policy: options.publish_policy,
+            prober: StreamProber::new(reporter),
+            reports,
             status,
             refresh_at: None,
             empty_pools: BTreeSet::new(),
@@ -130,12 +152,21 @@ impl ControlLoop {
         loop {
             let wake = [self.control.next_deadline(), self.refresh_at].into_iter().flatten().min();
             let [v4, v6] = &self.sockets;
+            let (mut failed, mut report) = (None, None);
             let command = tokio::select! {
                 () = stop.notified() => return,
                 command = inbox.recv() => match command {
                     Some(command) => Some(command),
                     None => return,
                 },
+                Some(backend) = self.failed.recv() => {
+                    failed = Some(backend);
+                    None
+                }
+                Some(said) = self.reports.recv() => {
+                    report = Some(said);
+                    None
+                }
                 () = readable(v4.as_ref()) => None,
                 () = readable(v6.as_ref()) => None,
                 () = sleep_until(self.origin, wake) => None,
@@ -144,6 +175,10 @@ impl ControlLoop {
             if let Some(command) = command {
                 self.handle_command(command).await;
             }
+            if let Some(backend) = failed {
+                self.control.handle_connection_failure(woke_at, backend);
+            }
+            self.read_reports(woke_at, report);
             // Lets the runtime look at the sockets, so that an answer that is there is read before its timeout.
             tokio::task::yield_now().await;
             self.read_answers(woke_at);
@@ -184,7 +219,14 @@ impl ControlLoop {
     fn reload(&mut self) -> Result<Diff, String> {
         let loaded = (self.load)();
         let now = self.now();
-        let result = loaded.and_then(|config| self.control.apply_config(now, config).map_err(|r| r.to_string()));
+        let result = loaded.and_then(|(config, policy)| {
+            let diff = self.control.apply_config(now, config).map_err(|refusal| refusal.to_string())?;
+            // Certificates may have changed where the file has not.
+            self.policy = Arc::new(policy);
+            self.prober.restart();
+            (self.publish_policy)(&self.policy);
+            Ok(diff)
+        });
         match &result {
             Ok(diff) => tracing::info!(changes = %diff, "configuration reloaded"),
             Err(reason) => tracing::error!("reload refused, the old configuration stays in force: {reason}"),
@@ -209,11 +251,27 @@ impl ControlLoop {
         }
     }
 
+    /// Takes in what the probers say: `first`, and what has come since.
+    fn read_reports(&mut self, woke_at: Instant, first: Option<Report>) {
+        let mut next = first;
+        while let Some(report) = next {
+            match report {
+                Report::Answer(backend, bytes) => self.control.handle_stream_answer(woke_at, backend, &bytes),
+                Report::Failed(backend, error) => self.control.handle_send_error(woke_at, backend, error),
+            }
+            self.refresh_at.get_or_insert(woke_at + REFRESH);
+            next = self.reports.try_recv().ok();
+        }
+    }
+
     /// Drains the events and refreshes the status when it is time.
     fn finish_round(&mut self) {
         while let Some(event) = self.control.poll_event() {
             match event {
-                Event::Probe { backend, to, bytes } => self.send_probe(backend, to, &bytes),
+                Event::Probe { backend, transport, to, bytes } if transport.is_stream() => {
+                    self.send_stream_probe(backend, transport, to, bytes);
+                }
+                Event::Probe { backend, to, bytes, .. } => self.send_probe(backend, to, &bytes),
                 Event::Publish(snapshot) => {
                     self.log_empty_pools(&snapshot);
                     tracing::debug!(generation = snapshot.generation, "snapshot published");
@@ -249,6 +307,23 @@ impl ControlLoop {
         self.control.handle_send_error(self.now(), backend, error);
     }
 
+    fn send_stream_probe(&mut self, backend: BackendId, transport: Transport, to: SocketAddr, bytes: Vec<u8>) {
+        let config = self.control.config();
+        let has_it = |pool: &crate::config::Pool| pool.backends.iter().any(|b| b.id() == backend);
+        let pool = config.pools.iter().position(has_it).unwrap_or_default();
+        let source = self.listener_ip(to.is_ipv6());
+        let target = Target { backend, transport, address: to, pool, source };
+        if let Err(error) = self.prober.send(target, &self.policy, bytes) {
+            self.control.handle_send_error(self.now(), backend, error);
+        }
+    }
+
+    /// The address of the first listener of a family, which backends know.
+    fn listener_ip(&self, is_ipv6: bool) -> Option<IpAddr> {
+        let listens = self.control.config().services.iter().flat_map(|service| &service.listen);
+        listens.map(|listen| listen.address.ip()).find(|ip| ip.is_ipv6() == is_ipv6)
+    }
+
     fn log_empty_pools(&mut self, snapshot: &Snapshot) {
         for (index, pool) in snapshot.pools.iter().enumerate() {
             let is_empty = !snapshot.backends.iter().any(|b| b.pool == index && b.takes_new());
@@ -266,10 +341,8 @@ impl ControlLoop {
             if !is_needed || self.sockets[family].is_some() {
                 continue;
             }
-            let config = self.control.config();
-            let listens = config.services.iter().flat_map(|service| &service.listen);
-            let ours = listens.map(|listen| listen.address.ip()).find(|ip| usize::from(ip.is_ipv6()) == family);
-            match open_socket(family, ours, config.limits.socket_buffer_bytes).await {
+            let ours = self.listener_ip(family == 1);
+            match open_socket(family, ours, self.control.config().limits.socket_buffer_bytes).await {
                 Ok((socket, source)) => {
                     tracing::debug!(%source, "probes leave from here");
                     self.control.set_probe_source(source);

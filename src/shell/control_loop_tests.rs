@@ -73,11 +73,30 @@ fn config(backends: &[SocketAddr]) -> Config {
     config
 }
 
-fn start(config: Config, load: Load) -> (Handle, Arc<Mutex<Vec<Arc<Snapshot>>>>) {
+fn policy(config: &Config) -> StreamPolicy {
+    StreamPolicy::new(config, Arc::default())
+}
+
+fn start(
+    config: Config,
+    mut load: impl FnMut() -> Result<Config, String> + Send + 'static,
+) -> (Handle, Arc<Mutex<Vec<Arc<Snapshot>>>>) {
     let published = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&published);
     let publish: Publish = Box::new(move |snapshot| sink.lock().unwrap().push(snapshot));
-    let options = Options { config, workers: 2, core: Some(0), seed: Some(1), load, publish };
+    let (_, failed) = mpsc::channel(1);
+    let load: Load = Box::new(move || load().map(|config| (config.clone(), policy(&config))));
+    let options = Options {
+        policy: Arc::new(policy(&config)),
+        publish_policy: Box::new(|_| {}),
+        config,
+        workers: 2,
+        core: Some(0),
+        seed: Some(1),
+        load,
+        publish,
+        failed,
+    };
     (spawn(options).unwrap(), published)
 }
 
@@ -100,7 +119,7 @@ fn pause(duration: Duration) {
 #[test]
 fn backend_that_stops_is_taken_out_and_brought_back() {
     let responder = Responder::start("127.0.0.1".parse().unwrap());
-    let (handle, published) = start(config(&[responder.address]), Box::new(|| Err("unused".into())));
+    let (handle, published) = start(config(&[responder.address]), || Err("unused".into()));
     assert_eq!(published.lock().unwrap().len(), 1, "the first snapshot is there when spawn returns");
     let takes_new = || published.lock().unwrap().last().unwrap().backends[0].takes_new();
     assert!(takes_new());
@@ -128,7 +147,7 @@ fn both_families_are_probed_and_the_silent_one_is_out() {
     let v6 = Responder::start("::1".parse().unwrap());
     let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
     let backends = [v6.address, silent.local_addr().unwrap()];
-    let (handle, _) = start(config(&backends), Box::new(|| Err("unused".into())));
+    let (handle, _) = start(config(&backends), || Err("unused".into()));
     wait("both are known", || {
         let states: Vec<State> = handle.status().iter().map(|b| b.state).collect();
         states == [State::Up, State::Down]
@@ -146,7 +165,7 @@ fn reload_applies_or_refuses_and_admin_stays() {
     lighter.pools[0].backends[0].weight = 1;
     other.limits.headers_max = 7;
     let mut files = vec![Ok(other), Err("line 3: unknown key".to_owned()), Ok(lighter)];
-    let (handle, published) = start(base, Box::new(move || files.pop().unwrap()));
+    let (handle, published) = start(base, move || files.pop().unwrap());
     assert_eq!(handle.set_admin("pbx0", Admin::Drained), Ok(Admin::Enabled));
     assert_eq!(handle.status()[0].admin, Admin::Drained);
     assert!(matches!(handle.set_admin("pbx9", Admin::Drained), Err(CommandError::Refused(_))));
@@ -171,10 +190,10 @@ fn slow_reload_does_not_look_like_dead_backends() {
     let mut config = config(&[responder.address]);
     config.pools[0].health.fall = 1;
     let same = config.clone();
-    let load = Box::new(move || {
+    let load = move || {
         pause(Duration::from_millis(160));
         Ok(same.clone())
-    });
+    };
     let (handle, published) = start(config, load);
     wait("it answers", || handle.status()[0].state == State::Up);
     for i in 0..15 {

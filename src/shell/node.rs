@@ -5,7 +5,6 @@
 //! nothing here is on the message path: snapshots go to the workers over channels, reports come back on request.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
@@ -14,13 +13,16 @@ use anyhow::{Context, bail};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement as CpuPlacement, PoolPlacement};
 
+use super::bind::{Sockets, bind_all};
 use super::control_handle::{CommandError, Handle};
 use super::control_loop::{self, Options};
 use super::handover::{self, Doorbell, Giver, Taker};
-use super::sys::{UdpRing, Waker, set_socket_buffers};
+use super::stream::StreamPolicy;
+use super::sys::{Ring, RingSetup, Waker};
+use super::tls::TlsMaterial;
 use super::worker_loop::{Command, Report, Setup, TICK, Worker};
-use crate::base::id::{BackendId, Transport};
-use crate::config::{Admin, Config, Placement, Secret, load};
+use crate::base::id::BackendId;
+use crate::config::{Admin, Config, Limits, Placement, Problem, Secret, load};
 use crate::control::BackendView;
 use crate::control::diff::Diff;
 use crate::engine::{Capacity, Engine};
@@ -31,12 +33,11 @@ use crate::route::snapshot::{BackendStatus, Snapshot};
 /// Commands that may wait at a worker; it looks every turn, so a full queue means that it hangs.
 const COMMANDS_MAX: usize = 64;
 
+/// Words of failed connections that may wait at the control core.
+const FAILURES_MAX: usize = 1024;
+
 /// How long a report is waited for.
 const REPORT_MAX: Duration = Duration::from_millis(500);
-
-/// How long an address may stay taken after the process that had it has ended: the kernel closes sockets that io_uring
-/// holds a moment after it has reaped the process, so an immediate restart meets its own predecessor.
-const RELEASE_MAX: Duration = Duration::from_secs(1);
 
 /// A worker is one future that never yields, since glommio 0.9.0 goes to sleep on a task that can run when its preempt
 /// timer fires before the task does (`run_one_task_queue` breaks off, and `run` takes that for idleness).
@@ -97,13 +98,6 @@ impl Node {
     pub fn start(mut config: Config, file: Option<PathBuf>) -> anyhow::Result<Node> {
         let placement = Placement::of(&config.node, &available_cores());
         let workers = placement.workers.len();
-        let listens = config.services.iter().flat_map(|service| &service.listen);
-        let backends = config.pools.iter().flat_map(|pool| &pool.backends);
-        if listens.map(|listen| listen.transport).any(Transport::is_stream)
-            || backends.map(|backend| backend.transport).any(Transport::is_stream)
-        {
-            bail!("streams (tcp, tls, ws, wss) can be configured and not yet be served; remove their addresses");
-        }
         if workers == 0 {
             bail!("none of the cores in node.workers can be used by this process");
         }
@@ -115,6 +109,9 @@ impl Node {
         let healthy = |backend: &crate::config::Backend| BackendStatus { admin: backend.admin, is_healthy: true };
         let snapshot = Arc::new(Snapshot::build(&config, 0, workers, healthy));
         let sockets = bind_all(&config, workers)?;
+        let mut material = load_material(&config, None).map_err(anyhow::Error::msg)?;
+        let policy = Arc::new(StreamPolicy::new(&config, Arc::clone(&material)));
+        let (failures, failed) = tokio::sync::mpsc::channel(FAILURES_MAX);
         let doorbells = (0..workers).map(|_| Waker::new().map(Doorbell::new)).collect::<io::Result<Vec<_>>>()?;
         let (givers, takers) = handover_rings(&doorbells, config.limits.handoff_ring_bytes);
         let hasher = CallHasher::new(config.node.secret.as_ref().context("a secret was just drawn")?);
@@ -130,21 +127,44 @@ impl Node {
             };
             let worker = worker as u16;
             let engine = Engine::new(worker, Arc::clone(&snapshot), hasher, capacity);
-            let spin = config.node.spin;
             let (alive, life) = bounded(0);
             lines.push(Line { commands, doorbell: doorbell.clone(), life });
-            let setup = Setup { worker, alive, epoch, engine, commands: inbox, doorbell, givers, takers, spin };
+            let failures = failures.clone();
+            let setup = Setup {
+                worker,
+                alive,
+                epoch,
+                engine,
+                commands: inbox,
+                doorbell,
+                givers,
+                takers,
+                spin: config.node.spin,
+                sockets: sockets.datagrams.iter().map(|(listener, _)| *listener).collect(),
+                stream_sockets: sockets.streams.iter().map(|(listener, _)| *listener).collect(),
+                policy: Arc::clone(&policy),
+                seed: u32::from_ne_bytes(random()?),
+                // When many fail at once, one word of each is enough.
+                failures: Box::new(move |backend| {
+                    let _ = failures.try_send(backend);
+                }),
+            };
             let core = placement.workers[usize::from(worker)];
-            threads.push(start_worker(setup, sockets, config.limits.receive_buffers, core)?);
+            threads.push(start_worker(setup, sockets, &config.limits, core)?);
         }
-        let publish_lines = lines.clone();
+        let (publish_lines, policy_lines) = (lines.clone(), lines.clone());
         let options = Options {
             config,
             workers,
             core: Some(placement.control),
             seed: None,
-            load: Box::new(move || reload_file(file.as_ref(), drawn.as_ref())),
-            publish: Box::new(move |snapshot| publish(&publish_lines, &snapshot)),
+            load: Box::new(move || reload_file(file.as_ref(), drawn.as_ref(), &mut material)),
+            publish: Box::new(move |snapshot| publish(&publish_lines, || Command::Apply(Arc::clone(&snapshot)))),
+            failed,
+            policy,
+            publish_policy: Box::new(move |policy| {
+                publish(&policy_lines, || Command::ApplyPolicy(Arc::clone(policy)));
+            }),
         };
         let control = control_loop::spawn(options).context("cannot start the control thread")?;
         Ok(Node { control, lines, threads, placement })
@@ -262,26 +282,43 @@ fn ask_report(line: &Line) -> Receiver<Report> {
     receiver
 }
 
-fn publish(lines: &[Line], snapshot: &Arc<Snapshot>) {
+fn publish(lines: &[Line], command: impl Fn() -> Command) {
     for (worker, line) in lines.iter().enumerate() {
-        if !line.send(Command::Apply(Arc::clone(snapshot))) {
-            tracing::error!(worker, "the worker takes no snapshot: its queue is full or it has ended");
+        if !line.send(command()) {
+            tracing::error!(worker, "the worker takes no news: its queue is full or it has ended");
         }
     }
 }
 
-fn reload_file(file: Option<&PathBuf>, drawn: Option<&Secret>) -> Result<Config, String> {
+/// The certificates and keys that a configuration names; an error is a line for each file that cannot be used.
+fn load_material(config: &Config, previous: Option<&TlsMaterial>) -> Result<Arc<TlsMaterial>, String> {
+    let (material, warnings) = TlsMaterial::load(config, previous).map_err(lines)?;
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(Arc::new(material))
+}
+
+fn lines(problems: Vec<Problem>) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// The file again, with what it names; `material` is what was loaded before, and becomes what was loaded.
+fn reload_file(
+    file: Option<&PathBuf>,
+    drawn: Option<&Secret>,
+    material: &mut Arc<TlsMaterial>,
+) -> Result<(Config, StreamPolicy), String> {
     let Some(file) = file else { return Err("this node was started without a file".to_owned()) };
-    let loaded = load(file).map_err(|problems| {
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        lines.join("\n")
-    })?;
+    let loaded = load(file).map_err(lines)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     let mut config = loaded.config;
     config.node.secret = config.node.secret.or_else(|| drawn.cloned());
-    Ok(config)
+    *material = load_material(&config, Some(material))?;
+    let policy = StreamPolicy::new(&config, Arc::clone(material));
+    Ok((config, policy))
 }
 
 /// Random bytes from the system.
@@ -289,46 +326,6 @@ fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("the system gives no random bytes: {error}"))?;
     Ok(bytes)
-}
-
-/// For each worker one socket a listening address, in the order of the configuration.
-fn bind_all(config: &Config, workers: usize) -> anyhow::Result<Vec<Vec<UdpSocket>>> {
-    let addresses: Vec<SocketAddr> = config.services.iter().flat_map(|s| &s.listen).map(|l| l.address).collect();
-    for address in &addresses {
-        probe_free(*address).with_context(|| {
-            format!("cannot listen on udp:{address}; is another process there, and is the address one of this host's?")
-        })?;
-    }
-    let bind = |address: &SocketAddr| {
-        bind(*address, config.limits.socket_buffer_bytes).with_context(|| format!("cannot listen on udp:{address}"))
-    };
-    (0..workers).map(|_| addresses.iter().map(bind).collect()).collect()
-}
-
-/// Binds without SO_REUSEPORT, which is refused when any other process listens there, and lets go again.
-#[allow(clippy::disallowed_methods, reason = "nothing is served yet")]
-fn probe_free(address: SocketAddr) -> io::Result<()> {
-    let begun = Clock::now();
-    loop {
-        match UdpSocket::bind(address) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < RELEASE_MAX => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            result => return result.map(drop),
-        }
-    }
-}
-
-fn bind(address: SocketAddr, buffer_bytes: usize) -> io::Result<UdpSocket> {
-    let domain = if address.is_ipv6() { socket2::Domain::IPV6 } else { socket2::Domain::IPV4 };
-    let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_reuse_port(true)?;
-    set_socket_buffers(&socket, buffer_bytes)?;
-    socket.bind(&address.into())?;
-    Ok(socket.into())
 }
 
 /// For each worker the giving ends by owner and the taking ends.
@@ -353,19 +350,27 @@ fn handover_rings(doorbells: &[Doorbell], bytes: usize) -> (Vec<Vec<Option<Giver
 
 fn start_worker(
     setup: Setup,
-    sockets: Vec<UdpSocket>,
-    buffers: usize,
+    sockets: Sockets,
+    limits: &Limits,
     core: usize,
 ) -> anyhow::Result<ExecutorJoinHandle<anyhow::Result<Report>>> {
     let name = format!("tandem-worker-{}", setup.worker);
     let (ready, is_ready) = bounded(1);
+    let ring = RingSetup {
+        sockets: sockets.datagrams.into_iter().map(|(_, socket)| socket).collect(),
+        listeners: sockets.streams.into_iter().map(|(_, listener)| listener).collect(),
+        datagram_buffers: limits.receive_buffers,
+        stream_buffers: limits.stream_buffers,
+        tick: TICK,
+        waker: setup.doorbell.waker().clone(),
+    };
     let thread = LocalExecutorBuilder::new(CpuPlacement::Fixed(core))
         .name(&name)
         .io_memory(IO_MEMORY)
         .preempt_timer(PREEMPT_NEVER)
         .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
         .spawn(move || async move {
-            match UdpRing::new(sockets, buffers, TICK, setup.doorbell.waker().clone()) {
+            match Ring::new(ring) {
                 Ok(ring) => {
                     let worker = Worker::new(setup, ring)?;
                     drop(ready.send(Ok(())));
@@ -386,7 +391,7 @@ fn start_worker(
     match is_ready.recv() {
         Ok(Ok(())) => Ok(thread),
         Ok(Err(error)) => Err(error).context(
-            "cannot make an io_uring for UDP; it needs Linux 6.1 or later and kernel.io_uring_disabled = 0, also inside a \
+            "cannot make an io_uring; it needs Linux 6.1 or later and kernel.io_uring_disabled = 0, also inside a \
              container's seccomp profile",
         ),
         Err(_) => bail!("the worker on core {core} ended before it was ready"),

@@ -1,29 +1,31 @@
-//! One worker: a loop on a pinned core that turns received datagrams into sent ones.
+//! One worker: a loop on a pinned core that turns received messages into sent ones.
 //!
 //! ```text
-//!   poll the ring ----> engine.handle ---> outbox --> send_batch
+//!   poll the ring ----> datagrams, messages of connections --> engine.handle --> outbox --> send_batch, streams
 //!   take over rings --/        \--> hand over to the owner's ring, ring its doorbell
-//!   commands: new snapshot, report, stop          tick: expiry
+//!   commands: new snapshot, report, stop          tick: expiry, deadlines
 //!   nothing to do: spin a while, then sleep in the ring
 //! ```
 //!
-//! Invariants: one batch is at most [`BATCH`] datagrams from sockets and as many from each other worker, so that none
-//! starves another; everything in the outbox is sent before the next batch; commands are looked at every turn.
-//! Nothing here allocates while there is traffic.
+//! Invariants: one batch is at most [`BATCH`] datagrams from sockets, a bounded number of reads from connections, and as
+//! many records from each other worker, so that none starves another; everything in the outbox is sent before the next
+//! batch; commands are looked at every turn. Nothing here allocates while there is UDP traffic.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use crossbeam_channel::{Receiver, Sender};
 use hdrhistogram::Histogram;
 
-use super::handover::{Doorbell, Giver, Taker};
-use super::sys::UdpRing;
+use super::handover::{Doorbell, Giver, Handed, Taker};
+use super::stream::{Inbox, Sending, Step, StreamPolicy, Streams};
+use super::sys::Ring;
 use crate::base::id::BackendId;
 use crate::base::time::Instant;
-use crate::engine::outbox::{DATAGRAM_MAX, Outbox};
+use crate::engine::outbox::{DATAGRAM_MAX, Outbox, Transmit};
 use crate::engine::{BackendCounters, Engine, Outcome, Received};
-use crate::metrics::Counters;
+use crate::metrics::{Counters, Reason};
 use crate::route::snapshot::{ListenerIndex, Snapshot};
 
 /// Datagrams handled between two system calls.
@@ -43,6 +45,8 @@ pub const TICK: Duration = Duration::from_millis(500);
 pub enum Command {
     /// Work by this picture from here on.
     Apply(Arc<Snapshot>),
+    /// Treat new connections so from here on.
+    ApplyPolicy(Arc<StreamPolicy>),
     /// Send a [`Report`].
     Report(Sender<Report>),
     /// Finish what has arrived, then end.
@@ -82,14 +86,29 @@ pub struct Setup {
     pub takers: Vec<Taker>,
     /// How long it spins before it sleeps.
     pub spin: Duration,
+    /// Which listener each UDP socket of the ring is.
+    pub sockets: Vec<ListenerIndex>,
+    /// Which listener each listening TCP socket of the ring is.
+    pub stream_sockets: Vec<ListenerIndex>,
+    /// How connections are treated.
+    pub policy: Arc<StreamPolicy>,
+    /// What connections' generations count from; drawn at start.
+    pub seed: u32,
+    /// Told of each backend to which a connection failed.
+    pub failures: Box<dyn Fn(BackendId) + Send>,
 }
 
 pub(super) struct Worker {
     setup: Setup,
-    ring: UdpRing,
+    ring: Ring,
+    streams: Streams,
     outbox: Outbox,
+    /// The engine's, at hand while the engine is at work.
+    snapshot: Arc<Snapshot>,
+    /// The UDP socket of each listener that is one.
+    socket_of: Vec<Option<usize>>,
     dwell_ns: Histogram<u64>,
-    /// When the worker was told to stop, and when it last saw a datagram after that.
+    /// When the worker was told to stop, and when it last saw a message after that.
     stopping: Option<(Clock, Clock)>,
 }
 
@@ -97,10 +116,15 @@ impl Worker {
     /// # Errors
     ///
     /// When memory is short.
-    pub(super) fn new(setup: Setup, ring: UdpRing) -> anyhow::Result<Self> {
+    pub(super) fn new(setup: Setup, ring: Ring) -> anyhow::Result<Self> {
         let outbox = Outbox::with_capacity(2 * BATCH, 4 * DATAGRAM_MAX);
         let dwell_ns = Histogram::new_with_bounds(100, 10_000_000_000, 2)?;
-        Ok(Worker { setup, ring, outbox, dwell_ns, stopping: None })
+        let snapshot = Arc::clone(setup.engine.snapshot());
+        let socket = |listener: usize| setup.sockets.iter().position(|l| usize::from(l.0) == listener);
+        let socket_of = (0..snapshot.listeners.len()).map(socket).collect();
+        let policy = StreamPolicy::clone(&setup.policy);
+        let streams = Streams::new(setup.worker, policy, setup.stream_sockets.clone(), setup.seed);
+        Ok(Worker { setup, ring, streams, outbox, snapshot, socket_of, dwell_ns, stopping: None })
     }
 
     /// Runs until told to stop; returns the last report.
@@ -134,50 +158,153 @@ impl Worker {
         }
     }
 
-    /// One batch from the sockets and one from the other workers; returns how many datagrams that were.
+    /// One batch from the sockets and one from the other workers; returns how many messages that were.
     fn turn(&mut self, begun: Clock) -> anyhow::Result<usize> {
         let now = Instant(u64::try_from(begun.duration_since(self.setup.epoch).as_nanos()).unwrap_or(u64::MAX));
+        self.streams.set_now(now);
+        let taken = self.take_over(now)?;
         let Worker { setup, ring, outbox, .. } = self;
-        let Setup { engine, givers, takers, .. } = setup;
-        let mut taken = 0;
-        for taker in takers {
-            // A share for each ring, so that a busy one does not starve the others.
-            let mut share = BATCH;
-            let mut handle = |rx: &Received<'_>, outbox: &mut Outbox| {
-                engine.handle(now, rx, outbox);
-            };
-            while share > 0 && outbox.has_room() && taker.take(|rx| handle(rx, outbox)) {
-                share -= 1;
-                taken += 1;
-            }
-            flush(ring, outbox)?;
-        }
+        let Setup { engine, givers, sockets, .. } = setup;
         let polled = ring.poll(BATCH, |socket, source, bytes| {
-            let rx = Received { bytes, source, listener: ListenerIndex(socket as u16), is_taken_over: false };
-            if let Outcome::HandOver(owner) = engine.handle(now, &rx, outbox) {
-                let is_given = givers.get_mut(usize::from(owner)).and_then(Option::as_mut).is_some_and(|g| g.give(&rx));
-                if !is_given {
-                    engine.handle_full_ring();
-                }
-            }
+            let rx = Received { bytes, source, listener: sockets[socket], flow: None, is_taken_over: false };
+            handle(engine, givers, now, &rx, outbox);
             outbox.has_room()
         })?;
-        givers.iter_mut().flatten().for_each(Giver::ring_if_given);
-        flush(ring, outbox)?;
-        let counters = engine.counters_mut();
+        let mut handled = taken + polled.datagrams;
+        while let Some(event) = self.ring.next_event() {
+            let counters = self.setup.engine.counters_mut();
+            let inbox = self.streams.handle_event(event, &mut self.ring, &self.snapshot, counters)?;
+            if let Some(inbox) = inbox {
+                handled += self.handle_inbox(now, inbox)?;
+            }
+        }
+        self.handle_undelivered(now)?;
+        self.setup.givers.iter_mut().flatten().for_each(Giver::ring_if_given);
+        self.flush()?;
+        let counters = self.setup.engine.counters_mut();
         counters.sends_failed += polled.sends_failed;
         counters.receive_buffers_exhausted += polled.buffers_exhausted;
         if polled.has_ticked {
-            counters.kernel_drops = ring.kernel_drops();
-            engine.handle_timeout(now);
+            counters.kernel_drops = self.ring.kernel_drops();
+            self.streams.handle_tick(&mut self.ring, &self.snapshot, counters)?;
+            self.setup.engine.handle_timeout(now);
         }
-        Ok(taken + polled.datagrams)
+        Ok(handled)
+    }
+
+    /// What other workers have for this one.
+    fn take_over(&mut self, now: Instant) -> anyhow::Result<usize> {
+        let mut taken = 0;
+        for number in 0..self.setup.takers.len() {
+            // A share for each ring, so that a busy one does not starve the others.
+            for _ in 0..BATCH {
+                let Worker { setup, ring, streams, outbox, snapshot, .. } = self;
+                let Setup { engine, takers, .. } = setup;
+                let has_taken = takers[number].take(|handed| match handed {
+                    Handed::Message(rx) => {
+                        engine.handle(now, &rx, outbox);
+                    }
+                    Handed::Transmit(hop, bytes) => {
+                        if let Sending::Failed(reason) = streams.send(&hop, bytes, ring, snapshot) {
+                            streams.refuse(hop, bytes, reason);
+                        }
+                    }
+                });
+                if !has_taken {
+                    break;
+                }
+                taken += 1;
+                if !self.outbox.has_room() {
+                    self.flush()?;
+                }
+            }
+            self.flush()?;
+        }
+        Ok(taken)
+    }
+
+    /// The messages that came on a connection.
+    fn handle_inbox(&mut self, now: Instant, mut inbox: Inbox) -> io::Result<usize> {
+        let mut handled = 0;
+        loop {
+            let Setup { engine, givers, .. } = &mut self.setup;
+            match inbox.take() {
+                Step::Message(rx) => handle(engine, givers, now, &rx, &mut self.outbox),
+                Step::Broken(reason, head) => engine.handle_broken_frame(head.as_ref(), reason, &mut self.outbox),
+                Step::Done => break,
+            }
+            handled += 1;
+            if !self.outbox.has_room() {
+                self.flush()?;
+            }
+        }
+        // An answer to what was broken leaves before the connection ends.
+        self.queue_outbox()?;
+        self.streams.put_back(inbox, self.setup.engine.counters_mut());
+        Ok(handled)
+    }
+
+    /// Requests that could not leave are answered, which may in turn not be deliverable; that ends here.
+    fn handle_undelivered(&mut self, now: Instant) -> io::Result<()> {
+        while let Some(failed) = self.streams.next_undelivered() {
+            let (hop, reason) = (failed.hop, failed.reason);
+            self.setup.engine.handle_undeliverable(now, &failed.bytes, &hop, reason, &mut self.outbox);
+            self.flush()?;
+        }
+        for backend in self.streams.failed_backends() {
+            (self.setup.failures)(backend);
+        }
+        Ok(())
+    }
+
+    /// Sends everything that is queued.
+    fn flush(&mut self) -> io::Result<()> {
+        self.queue_outbox()?;
+        self.streams.flush(&mut self.ring)
+    }
+
+    /// Sends the datagrams of the outbox and queues the rest on their connections.
+    fn queue_outbox(&mut self) -> io::Result<()> {
+        let Worker { ring, outbox, streams, socket_of, snapshot, setup, .. } = self;
+        if outbox.is_empty() {
+            return Ok(());
+        }
+        let is_stream = |t: &Transmit| t.hop.transport.is_stream();
+        let datagrams = outbox.transmits().iter().filter(|t| !is_stream(t)).filter_map(|t| {
+            let socket = socket_of.get(usize::from(t.hop.listener.0)).copied().flatten()?;
+            Some((socket, t.hop.destination, outbox.bytes(t)))
+        });
+        ring.send_batch(datagrams)?;
+        for transmit in outbox.transmits().iter().filter(|t| is_stream(t)) {
+            let (hop, bytes) = (&transmit.hop, outbox.bytes(transmit));
+            let reason = match streams.send(hop, bytes, ring, snapshot) {
+                Sending::Queued => continue,
+                Sending::Failed(reason) => reason,
+                Sending::Elsewhere(owner) => {
+                    match setup.givers.get_mut(usize::from(owner)).and_then(Option::as_mut) {
+                        Some(giver) => match giver.give_transmit(hop, bytes) {
+                            true => continue,
+                            false => Reason::HandOverFull,
+                        },
+                        // Of an earlier process, which had more workers.
+                        None => Reason::FlowGone,
+                    }
+                }
+            };
+            streams.refuse(*hop, bytes, reason);
+        }
+        outbox.clear();
+        Ok(())
     }
 
     fn handle_commands(&mut self, now: Clock) {
         while let Ok(command) = self.setup.commands.try_recv() {
             match command {
-                Command::Apply(snapshot) => self.setup.engine.apply_snapshot(snapshot),
+                Command::Apply(snapshot) => {
+                    self.snapshot = Arc::clone(&snapshot);
+                    self.setup.engine.apply_snapshot(snapshot);
+                }
+                Command::ApplyPolicy(policy) => self.streams.apply_policy(StreamPolicy::clone(&policy)),
                 // Nobody waits for it any more: nothing to do.
                 Command::Report(reply) => drop(reply.try_send(self.report())),
                 Command::Stop => self.stopping = Some((now, now)),
@@ -188,7 +315,7 @@ impl Worker {
     fn report(&self) -> Report {
         Report {
             worker: self.setup.worker,
-            counters: self.setup.engine.counters(),
+            counters: Counters { connections: self.streams.len() as u64, ..self.setup.engine.counters() },
             backends: self.setup.engine.backend_counters().to_vec(),
             dwell_ns: self.dwell_ns.clone(),
         }
@@ -207,12 +334,12 @@ impl Worker {
     }
 }
 
-fn flush(ring: &mut UdpRing, outbox: &mut Outbox) -> std::io::Result<()> {
-    if outbox.is_empty() {
-        return Ok(());
+/// Deals with a message or hands it to its owner.
+fn handle(engine: &mut Engine, givers: &mut [Option<Giver>], now: Instant, rx: &Received<'_>, outbox: &mut Outbox) {
+    if let Outcome::HandOver(owner) = engine.handle(now, rx, outbox) {
+        let is_given = givers.get_mut(usize::from(owner)).and_then(Option::as_mut).is_some_and(|g| g.give(rx));
+        if !is_given {
+            engine.handle_full_ring();
+        }
     }
-    let datagrams = outbox.transmits().iter();
-    ring.send_batch(datagrams.map(|t| (usize::from(t.listener.0), t.destination, outbox.bytes(t))))?;
-    outbox.clear();
-    Ok(())
 }

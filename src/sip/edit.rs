@@ -17,7 +17,7 @@
 use crate::base::span::Span;
 
 /// Patches a plan may hold.
-pub const PATCHES_MAX: usize = 16;
+pub const PATCHES_MAX: usize = 20;
 
 /// Bytes of new text a plan may hold.
 pub const TEXT_MAX: usize = 8 * 1024;

@@ -42,6 +42,10 @@ pub enum Status {
     UnsupportedUriScheme,
     /// 420
     BadExtension,
+    /// 430
+    FlowFailed,
+    /// 480
+    TemporarilyUnavailable,
     /// 483
     TooManyHops,
     /// 500
@@ -61,6 +65,8 @@ impl Status {
             Status::BadRequest => 400,
             Status::UnsupportedUriScheme => 416,
             Status::BadExtension => 420,
+            Status::FlowFailed => 430,
+            Status::TemporarilyUnavailable => 480,
             Status::TooManyHops => 483,
             Status::ServerInternalError => 500,
             Status::ServiceUnavailable => 503,
@@ -69,12 +75,14 @@ impl Status {
         }
     }
 
-    /// The reason phrase of RFC 3261 section 21.
+    /// The reason phrase of RFC 3261 section 21; that of 430 is of RFC 5626 section 11.3.
     pub const fn phrase(self) -> &'static str {
         match self {
             Status::BadRequest => "Bad Request",
             Status::UnsupportedUriScheme => "Unsupported URI Scheme",
             Status::BadExtension => "Bad Extension",
+            Status::FlowFailed => "Flow Failed",
+            Status::TemporarilyUnavailable => "Temporarily Unavailable",
             Status::TooManyHops => "Too Many Hops",
             Status::ServerInternalError => "Server Internal Error",
             Status::ServiceUnavailable => "Service Unavailable",

@@ -111,6 +111,7 @@ pub struct Scan {
     message: Span,
     start_line_end: u32,
     headers_end: u32,
+    body_start: u32,
     headers: Vec<HeaderLine>,
     /// Index of the first line of each name plus one; 0 where there is none.
     first: [u16; NAMES],
@@ -127,6 +128,7 @@ impl Scan {
             message: Span::default(),
             start_line_end: 0,
             headers_end: 0,
+            body_start: 0,
             headers: Vec::with_capacity(headers_max),
             first: [0; NAMES],
             count: [0; NAMES],
@@ -150,6 +152,7 @@ impl Scan {
         self.message = Span::new(start, bytes.len());
         self.start_line_end = start as u32;
         self.headers_end = bytes.len() as u32;
+        self.body_start = bytes.len() as u32;
         if start == bytes.len() {
             return Err(ScanError::Empty);
         }
@@ -183,6 +186,11 @@ impl Scan {
     /// Where the empty line that ends the header section begins.
     pub fn headers_end(&self) -> usize {
         self.headers_end as usize
+    }
+
+    /// The body: what follows that empty line, as far as Content-Length says.
+    pub fn body(&self) -> Span {
+        Span { start: self.body_start.min(self.message.end), end: self.message.end }
     }
 
     /// The lines that routing reads, in order.
@@ -278,6 +286,7 @@ impl Scan {
             [b'\r', b'\n', ..] => self.headers_end as usize + 2,
             _ => self.headers_end as usize + 1,
         };
+        self.body_start = body as u32;
         let mut length = None;
         for header in self.all(HeaderName::ContentLength) {
             let value = decode_length(header.value.of(bytes)).ok_or(ScanError::ContentLength)?;

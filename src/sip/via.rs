@@ -13,8 +13,14 @@ use crate::base::span::Span;
 /// The default port where sent-by names none.
 pub const DEFAULT_PORT: u16 = 5060;
 
+/// The default port of SIP over TLS.
+pub const TLS_PORT: u16 = 5061;
+
 /// The start of every branch made by an RFC 3261 element (RFC 3261 8.1.1.7).
 pub const MAGIC_COOKIE: &[u8] = b"z9hG4bK";
+
+/// The Via parameter in which a request's connection stands, signed; see `route/cookie.rs`.
+pub const FLOW_PARAM: &str = "fl";
 
 static VERSION_PART: Class = Class::but(b"/ \t\r\n");
 
@@ -48,6 +54,8 @@ pub struct Via {
     pub received: Option<(Span, Span)>,
     /// `rport`.
     pub rport: Rport,
+    /// Value of [`FLOW_PARAM`]: in our own Via, the connection that the request came on.
+    pub flow: Option<Span>,
     /// Where the next value of the same line begins, if a comma follows.
     pub next: Option<u32>,
 }
@@ -129,6 +137,7 @@ impl Via {
             branch: None,
             received: None,
             rport: Rport::Absent,
+            flow: None,
             next: None,
         };
         via.decode_params(bytes, &mut cursor)?;
@@ -157,6 +166,8 @@ impl Via {
                     None => Rport::Asked(param.whole),
                     Some(value) => Rport::Filled(decode_port(value.of(bytes)).ok_or(ViaError)?, param.whole),
                 };
+            } else if name == FLOW_PARAM.as_bytes() {
+                self.flow = param.value;
             }
         }
         cursor.skip_white();
@@ -175,6 +186,12 @@ impl Via {
     /// Host of sent-by as an address; `None` for a name.
     pub fn ip(&self, bytes: &[u8]) -> Option<IpAddr> {
         decode_ip(self.host.of(bytes))
+    }
+
+    /// The port of sent-by, or the default of its transport where none is written (RFC 3261 18.2.2).
+    pub fn port_of_transport(&self, bytes: &[u8]) -> u16 {
+        let is_tls = self.transport.of(bytes).eq_ignore_ascii_case(b"TLS");
+        self.port.unwrap_or(if is_tls { TLS_PORT } else { DEFAULT_PORT })
     }
 
     /// The port of sent-by, 5060 where none is written.

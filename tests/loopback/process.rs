@@ -105,7 +105,7 @@ fn explain_tells_what_would_become_of_an_invite() {
     assert_eq!(line("verdict "), "verdict    forward, decided by selection");
     assert_eq!(line("backend "), "backend    pbx2 of pool pbx, weight 100");
     let sent = line("sent ");
-    assert!(sent.contains(&format!("from {} to {}", setup.listen[0], setup.backends[1].address)), "{sent}");
+    assert!(sent.contains(&format!("from {} to udp:{}", setup.listen[0], setup.backends[1].address)), "{sent}");
     let out = &text.as_bytes()[text.find("\nINVITE ").expect("the bytes out") + 1..];
     assert!(sent.contains(&format!(" {} bytes ", out.len())), "{sent}");
     assert_eq!(headers(out, "Via").len(), 2, "{text}");

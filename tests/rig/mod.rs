@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tandem::base::id::{ListenerId, Transport};
+use tandem::base::id::{FlowId, ListenerId, Transport};
 use tandem::base::time::Instant;
 use tandem::config::{Admin, Backend, Config, Surroundings, parse_in};
 use tandem::engine::outbox::Outbox;
@@ -21,6 +21,7 @@ use tandem::metrics::Reason;
 use tandem::route::cookie::Keys;
 use tandem::route::key::CallHasher;
 use tandem::route::snapshot::{BackendStatus, ListenerIndex, Snapshot};
+use tandem::route::verdict::Hop;
 
 /// A datagram that left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub(crate) struct Sent {
     pub(crate) from: SocketAddr,
     /// Where to.
     pub(crate) to: SocketAddr,
+    /// How.
+    pub(crate) hop: Hop,
     /// Its payload.
     pub(crate) bytes: Vec<u8>,
 }
@@ -129,22 +132,48 @@ impl Rig {
         let listeners = &self.engine.snapshot().listeners;
         let position = listeners.iter().position(|l| l.listen.address == at).expect("a listener of the rig");
         let listener = ListenerIndex(position as u16);
+        self.handle_received(&Received { bytes, source, listener, flow: None, is_taken_over: false })
+    }
+
+    /// As [`Rig::handle`], for a message that came on a connection to the listener `at`, written as in the configuration.
+    pub(crate) fn handle_on(&mut self, flow: FlowId, source: SocketAddr, at: &str, bytes: &[u8]) -> Fate {
+        let listeners = &self.engine.snapshot().listeners;
+        let position = listeners.iter().position(|l| l.listen.to_string() == at).expect("a listener of the rig");
+        let listener = ListenerIndex(position as u16);
+        self.handle_received(&Received { bytes, source, listener, flow: Some(flow), is_taken_over: false })
+    }
+
+    /// Lets a message be undeliverable; gives what is sent in its place.
+    pub(crate) fn fail(&mut self, sent: &Sent, reason: Reason) -> Option<Sent> {
+        self.engine.handle_undeliverable(self.now, &sent.bytes, &sent.hop, reason, &mut self.outbox);
+        let instead = self.first_sent();
+        self.outbox.clear();
+        instead
+    }
+
+    fn first_sent(&self) -> Option<Sent> {
+        self.outbox.transmits().first().map(|transmit| Sent {
+            from: self.engine.snapshot().listener(transmit.hop.listener).listen.address,
+            to: transmit.hop.destination,
+            hop: transmit.hop,
+            bytes: self.outbox.bytes(transmit).to_vec(),
+        })
+    }
+
+    fn handle_received(&mut self, rx: &Received<'_>) -> Fate {
+        let Received { bytes, source, .. } = *rx;
         let before = self.engine.counters();
-        let rx = Received { bytes, source, listener, is_taken_over: false };
         assert!(self.outbox.has_room());
-        assert_eq!(self.engine.handle(self.now, &rx, &mut self.outbox), Outcome::Done);
+        assert_eq!(self.engine.handle(self.now, rx, &mut self.outbox), Outcome::Done);
         let after = self.engine.counters();
         assert_eq!(after.outcomes(), before.outcomes() + 1, "one datagram, one outcome");
-        assert_eq!(after.outcomes(), after.received);
-        let sent = self.outbox.transmits().first().map(|transmit| Sent {
-            from: self.engine.snapshot().listener(transmit.listener).listen.address,
-            to: transmit.destination,
-            bytes: self.outbox.bytes(transmit).to_vec(),
-        });
+        assert_eq!(after.outcomes(), after.received + after.taken_over);
+        let sent = self.first_sent();
         assert!(self.outbox.transmits().len() <= 1, "one datagram in, at most one out");
         self.outbox.clear();
         if let Some(sent) = &sent {
-            self.check_sent(source, bytes, sent, before.answered != after.answered);
+            let is_answer = before.answered != after.answered;
+            self.check_sent(source, bytes, sent, is_answer && rx.flow.is_none());
         }
         let grown = |now: &[u64], then: &[u64]| {
             Reason::ALL.iter().zip(now).zip(then).find(|((_, now), then)| now > then).map(|((reason, _), _)| *reason)

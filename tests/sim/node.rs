@@ -95,8 +95,8 @@ pub fn handle(engine: &mut Engine, now: Instant, rx: &Received<'_>, outbox: &mut
     let outcome = engine.handle(now, rx, outbox);
     let from = |listener: ListenerIndex| engine.snapshot().listener(listener).listen.address;
     let output = |t: &tandem::engine::outbox::Transmit| Output {
-        from: from(t.listener),
-        to: t.destination,
+        from: from(t.hop.listener),
+        to: t.hop.destination,
         bytes: outbox.bytes(t).to_vec(),
     };
     (outcome, outbox.transmits().iter().map(output).collect())

@@ -39,7 +39,7 @@ impl Story {
     fn hear(&mut self, source: SocketAddr, message: &Message) -> (SocketAddr, Message) {
         let bytes = message.encode(false);
         let listener = ListenerIndex(source.is_ipv6().into());
-        let rx = Received { bytes: &bytes, source, listener, is_taken_over: true };
+        let rx = Received { bytes: &bytes, source, listener, flow: None, is_taken_over: true };
         let (_, outputs) = node::handle(&mut self.engine, self.now, &rx, &mut self.outbox);
         let [output] = outputs.try_into().expect("one datagram");
         (output.to, Message::parse(&output.bytes).expect("a message"))

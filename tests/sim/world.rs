@@ -206,7 +206,7 @@ impl World {
             Event::Take { node, worker } => {
                 if let Some(given) = self.nodes[node].rings[worker].pop_front() {
                     let Given { bytes, source, listener } = given;
-                    let rx = Received { bytes: &bytes, source, listener, is_taken_over: true };
+                    let rx = Received { bytes: &bytes, source, listener, flow: None, is_taken_over: true };
                     return self.handle(node, worker, &rx);
                 }
             }

@@ -28,7 +28,11 @@ impl World {
             let path = stable_hash(b"path", format!("{from} {to}").as_bytes());
             let (node, worker) = (path as usize % self.nodes.len(), (path >> 32) as usize % WORKERS);
             let listener = ListenerIndex(listener as u16);
-            return self.handle(node, worker, &Received { bytes, source: from, listener, is_taken_over: false });
+            return self.handle(
+                node,
+                worker,
+                &Received { bytes, source: from, listener, flow: None, is_taken_over: false },
+            );
         }
         if let Some(number) = self.nodes.iter().position(|node| node.probe_sources.contains(&to)) {
             let node = &mut self.nodes[number];

@@ -1,0 +1,73 @@
+//! New connections: who may have one, and where it is kept.
+//!
+//! At a limit a connection is closed at once and counted; the peer sees that, which is better than a queue in the kernel
+//! that nobody reads. Bounds: see [`super`].
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use socket2::SockRef;
+
+use super::connection::{Connection, Stage};
+use super::{Ring, StreamPolicy, Streams, token};
+use crate::base::id::{FlowId, Transport};
+use crate::metrics::Counters;
+
+impl Streams {
+    pub(super) fn accept(
+        &mut self,
+        socket: usize,
+        stream: OwnedFd,
+        ring: &mut Ring,
+        counters: &mut Counters,
+    ) -> io::Result<()> {
+        let Ok(Some(peer)) = SockRef::from(&stream).peer_addr().map(|address| address.as_socket()) else {
+            // It has gone already.
+            return Ok(());
+        };
+        let listener = self.listeners[socket];
+        let count = self.per_source.get(&peer.ip()).copied().unwrap_or(0);
+        let policy = Rc::clone(&self.policy);
+        let acceptance = policy.acceptance(listener);
+        let needs_handshake = acceptance.transport.is_secure() || acceptance.transport.is_web_socket();
+        if count as usize >= self.policy.connections_per_source
+            || (needs_handshake && self.handshakes >= self.policy.handshakes_max)
+            || self.free.is_empty()
+        {
+            counters.connections_refused += 1;
+            return Ok(());
+        }
+        self.policy.prepare(&SockRef::from(&stream));
+        let make = |id, policy: &_, now| Connection::accepted(id, stream, listener, peer, acceptance, policy, now);
+        let Some(id) = self.place(make, acceptance.transport) else { return Ok(()) };
+        counters.connections_accepted += 1;
+        *self.per_source.entry(peer.ip()).or_default() += 1;
+        if let Some(connection) = self.of_id(id) {
+            ring.arm_stream_receive(token(id), connection.stream.as_fd())?;
+            if connection.stage == Stage::Handshake {
+                self.handshakes += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a new connection into a free place.
+    pub(super) fn place(
+        &mut self,
+        make: impl FnOnce(FlowId, &StreamPolicy, u32) -> Option<Connection>,
+        transport: Transport,
+    ) -> Option<FlowId> {
+        let place = self.free.pop()?;
+        let id = FlowId::new(self.worker, transport, place, self.generations[place as usize]);
+        let now = self.tick();
+        let Some(connection) = make(id, &self.policy, now) else {
+            self.free.push(place);
+            return None;
+        };
+        self.generations[place as usize] = self.generations[place as usize].wrapping_add(1);
+        self.deadlines.schedule(place, connection.deadline(&self.policy));
+        self.places[place as usize] = Some(Box::new(connection));
+        Some(id)
+    }
+}

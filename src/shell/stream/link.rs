@@ -1,0 +1,231 @@
+//! Connections that are opened from here: to backends, and to clients whose own connection is gone.
+//!
+//! One link a target, opened when the first message needs it. To a backend it is kept: when it ends it is opened again,
+//! after a pause that doubles with each failure, for as long as the backend is configured. While a target refuses
+//! connections, messages to it fail at once instead of waiting for the next attempt.
+//!
+//! Bound: links to backends are as many as the configuration has; all others go with their connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use ahash::AHashMap;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use super::connection::{Connection, Ending, Stage};
+use super::{Ring, Streams, token};
+use crate::base::id::{BackendId, FlowId, Transport};
+use crate::base::time::Instant;
+use crate::config::ProxyProtocol;
+use crate::metrics::{Counters, Reason};
+use crate::route::snapshot::{ListenerIndex, Snapshot};
+use crate::route::verdict::Hop;
+use crate::shell::proxy_protocol::{self, ProxyVersion};
+use crate::shell::tls::TlsSession;
+
+const PAUSE_MIN: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// A target that connections are opened to.
+type Target = (Transport, SocketAddr);
+
+/// The links of one worker.
+#[derive(Default)]
+pub(super) struct Links {
+    by_target: AHashMap<Target, Link>,
+}
+
+struct Link {
+    /// Its connection, when there is one.
+    id: Option<FlowId>,
+    /// The backend behind it.
+    backend: Option<BackendId>,
+    /// Whose address is on our side.
+    listener: ListenerIndex,
+    /// Failures since it last stood.
+    failures: u32,
+    /// When it may be opened again.
+    retry_at: Instant,
+}
+
+impl Streams {
+    /// The connection to the destination of a hop, opened if there is none.
+    pub(super) fn link_to(&mut self, hop: &Hop, ring: &mut Ring, snapshot: &Snapshot) -> Result<FlowId, Reason> {
+        let target = (hop.transport, hop.destination);
+        if let Some(link) = self.links.by_target.get(&target) {
+            if let Some(id) = link.id {
+                return Ok(id);
+            }
+            if link.retry_at > self.now {
+                return Err(Reason::ConnectFailed);
+            }
+        }
+        let backend = snapshot.backend_by_target(target).map(|index| snapshot.backend(index).id);
+        let listener = hop.listener;
+        self.links.by_target.entry(target).or_insert(Link {
+            id: None,
+            backend,
+            listener,
+            failures: 0,
+            retry_at: Instant::default(),
+        });
+        match self.open(target, listener, ring, snapshot) {
+            Ok(id) => Ok(id),
+            Err(error) => {
+                tracing::debug!(to = %hop.destination, %error, "cannot open a connection");
+                self.fail(target);
+                Err(Reason::ConnectFailed)
+            }
+        }
+    }
+
+    /// Begins to open a connection to a target that has a link.
+    fn open(
+        &mut self,
+        target: Target,
+        listener: ListenerIndex,
+        ring: &mut Ring,
+        snapshot: &Snapshot,
+    ) -> io::Result<FlowId> {
+        let (transport, to) = target;
+        let stream = self.socket_to(to, snapshot.listener(listener).listen.address)?;
+        let tls = match transport {
+            Transport::Tcp => None,
+            Transport::Tls => {
+                let pool = snapshot.backend_by_target(target).map(|index| snapshot.backend(index).pool);
+                let connector = pool.and_then(|pool| self.policy.connector(pool));
+                let connector = connector.ok_or_else(|| io::Error::other("no TLS is configured for it"))?;
+                Some(TlsSession::connect(connector, to.ip()).map_err(io::Error::other)?)
+            }
+            Transport::Udp | Transport::Ws | Transport::Wss => return Err(io::Error::other("nothing to connect to")),
+        };
+        let is_kept = self.links.by_target.get(&target).is_some_and(|link| link.backend.is_some());
+        let make = |id, policy: &_, now| Some(Connection::opened(id, stream, listener, to, tls, is_kept, policy, now));
+        let id = self.place(make, transport).ok_or_else(|| io::Error::other("the connection table is full"))?;
+        if let Some(connection) = self.of_id(id) {
+            ring.connect(token(id), connection.stream.as_fd(), to)?;
+        }
+        if let Some(link) = self.links.by_target.get_mut(&target) {
+            link.id = Some(id);
+        }
+        Ok(id)
+    }
+
+    fn socket_to(&self, to: SocketAddr, from: SocketAddr) -> io::Result<OwnedFd> {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+        self.policy.prepare(&SockRef::from(&socket));
+        if from.is_ipv6() == to.is_ipv6() {
+            socket.bind(&SocketAddr::new(from.ip(), 0).into())?;
+        }
+        Ok(socket.into())
+    }
+
+    /// A connect has ended well or not.
+    pub(super) fn handle_connected(
+        &mut self,
+        token: u64,
+        error: i32,
+        ring: &mut Ring,
+        snapshot: &Snapshot,
+        counters: &mut Counters,
+    ) -> io::Result<()> {
+        let now = self.tick();
+        let connecting = self.of_token(token).filter(|connection| connection.stage == Stage::Connecting);
+        let Some((id, peer)) = connecting.map(|connection| (connection.id, connection.peer)) else { return Ok(()) };
+        if error != 0 {
+            tracing::debug!(to = %peer, error = %io::Error::from_raw_os_error(error), "connection refused");
+            counters.connects_failed += 1;
+            self.close(id, Ending::Broken, counters);
+            return Ok(());
+        }
+        counters.connections_opened += 1;
+        let version = self.policy.proxy_header(peer);
+        let Some(connection) = self.of_id(id) else { return Ok(()) };
+        let header = match (version, snapshot.listener(connection.listener).listen.address) {
+            (ProxyProtocol::None, _) => Vec::new(),
+            // What many clients share begins with our own address.
+            (ProxyProtocol::V1, ours) => proxy_protocol::encode(ProxyVersion::V1, ours, peer),
+            (ProxyProtocol::V2, ours) => proxy_protocol::encode(ProxyVersion::V2, ours, peer),
+        };
+        connection.handle_connected(&header, now);
+        ring.arm_stream_receive(token, connection.stream.as_fd())?;
+        let stage = connection.stage;
+        if stage == Stage::Open {
+            self.handle_open(id);
+        } else {
+            self.handshakes += 1;
+        }
+        self.hasten(id);
+        self.mark_dirty(id);
+        Ok(())
+    }
+
+    /// A connection has become usable.
+    pub(super) fn handle_open(&mut self, id: FlowId) {
+        let Some(connection) = self.of_id(id) else { return };
+        connection.send_waiting();
+        let target = (connection.transport(), connection.peer);
+        if let Some(link) = self.links.by_target.get_mut(&target).filter(|link| link.id == Some(id)) {
+            link.failures = 0;
+        }
+        self.mark_dirty(id);
+        self.hasten(id);
+    }
+
+    /// A connection has ended; `target` is what it was opened to, if it was.
+    pub(super) fn unlink(&mut self, id: FlowId, target: Target, ending: Ending, was_open: bool) {
+        let Some(link) = self.links.by_target.get_mut(&target).filter(|link| link.id == Some(id)) else { return };
+        link.id = None;
+        if ending == Ending::Peer && was_open {
+            // A server that closes idle connections is not ill.
+            link.retry_at = self.now;
+            if link.backend.is_none() {
+                self.links.by_target.remove(&target);
+            }
+        } else {
+            self.fail(target);
+        }
+    }
+
+    fn fail(&mut self, target: Target) {
+        let Some(link) = self.links.by_target.get_mut(&target) else { return };
+        link.failures += 1;
+        let pause = PAUSE_MIN * 2u32.pow(link.failures.min(6) - 1);
+        link.retry_at = self.now + pause.min(PAUSE_MAX);
+        match link.backend {
+            Some(backend) => self.failed_backends.push(backend),
+            None => drop(self.links.by_target.remove(&target)),
+        }
+    }
+
+    /// Opens links to backends again, and lets those go whose backend is not configured any more.
+    pub(super) fn keep_links(&mut self, ring: &mut Ring, snapshot: &Snapshot) {
+        let now = self.now;
+        let mut wanted = Vec::new();
+        let mut gone = Vec::new();
+        self.links.by_target.retain(|target, link| {
+            let Some(backend) = link.backend else { return true };
+            let index = snapshot.backend_by_id(backend).map(|index| snapshot.backend(index));
+            let is_configured = index.is_some_and(|b| {
+                b.keeps_dialogs() && ((b.transport, b.address) == *target || b.large_address == Some(*target))
+            });
+            if !is_configured {
+                gone.extend(link.id);
+            } else if link.id.is_none() && link.retry_at <= now {
+                wanted.push((*target, link.listener));
+            }
+            is_configured
+        });
+        gone.into_iter().for_each(|id| self.finish(id));
+        for (target, listener) in wanted {
+            if usize::from(listener.0) >= snapshot.listeners.len() {
+                continue;
+            }
+            if self.open(target, listener, ring, snapshot).is_err() {
+                self.fail(target);
+            }
+        }
+    }
+}

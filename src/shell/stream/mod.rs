@@ -1,0 +1,432 @@
+//! The connections of one worker: accepted and opened ones in one table, each with its buffers, its deadline and its
+//! layers.
+//!
+//! ```text
+//!   ring event --> Streams::handle_event --> Inbox (messages that came) --> engine
+//!   outbox     --> Streams::send ----------> output of a connection -----> Streams::flush --> ring
+//!   tick       --> Streams::handle_tick ---> deadlines, links that are to stand again, accepts that had ended
+//! ```
+//!
+//! A connection belongs to the worker that accepted or opened it, for life. It is named by its [`FlowId`]: place and
+//! generation, so that what was meant for an earlier connection at the same place is known as that.
+//!
+//! Bounds: `connections_max` places; one source at most `connections_per_source` of them; what a peer has not yet read,
+//! `write_queue_bytes`; what has come of a message, `message_bytes_max`; handshakes in progress, `handshakes_max`. An
+//! idle connection holds no buffer: those are taken when bytes come and given back when they are used up. A peer that
+//! does not read or does not finish what it began is closed by its deadline and holds up nobody.
+
+mod accept;
+mod connection;
+mod inbox;
+mod link;
+mod policy;
+mod write;
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use ahash::AHashMap;
+
+use super::sys::{Ring, StreamBuffer, StreamEvent, shut_down};
+use crate::base::id::{BackendId, FlowId};
+use crate::base::time::Instant;
+use crate::base::wheel::Wheel;
+use crate::metrics::{Counters, Reason};
+use crate::route::snapshot::{ListenerIndex, Snapshot};
+use crate::route::verdict::Hop;
+use connection::{Connection, Ending, Stage};
+use inbox::Framing;
+pub use inbox::{Inbox, Step};
+use link::Links;
+pub use policy::{Acceptance, StreamPolicy};
+
+/// Places that one tick looks at.
+const DEADLINE_BUDGET: u32 = 16_384;
+
+/// Buffers kept for the next connection that needs one.
+const SPARES_MAX: usize = 64;
+
+/// The largest buffer worth keeping.
+const SPARE_BYTES_MAX: usize = 128 << 10;
+
+/// Milliseconds in a tick of the deadlines.
+const TICK_MS: u64 = 100;
+
+/// A message that could not be sent.
+#[derive(Debug)]
+pub struct Undelivered {
+    /// How it was to leave.
+    pub hop: Hop,
+    /// The message.
+    pub bytes: Vec<u8>,
+    /// Why it did not.
+    pub reason: Reason,
+}
+
+/// What became of a message that was to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sending {
+    /// It leaves with the next flush, or when its connection stands.
+    Queued,
+    /// Its connection is another worker's.
+    Elsewhere(u16),
+    /// It does not leave.
+    Failed(Reason),
+}
+
+/// The table; see the module head.
+pub struct Streams {
+    worker: u16,
+    policy: Rc<StreamPolicy>,
+    places: Vec<Option<Box<Connection>>>,
+    /// Generation of the next connection at each place.
+    generations: Vec<u32>,
+    free: Vec<u32>,
+    deadlines: Wheel,
+    per_source: AHashMap<IpAddr, u32>,
+    links: Links,
+    /// Connections with something to write.
+    dirty: Vec<FlowId>,
+    undelivered: VecDeque<Undelivered>,
+    failed_backends: Vec<BackendId>,
+    /// Listening sockets that accept nothing until they are armed again.
+    deaf: Vec<usize>,
+    /// Which listener each listening socket is.
+    listeners: Vec<ListenerIndex>,
+    /// Descriptors that go once the ring has seen what refers to them.
+    closing: Vec<OwnedFd>,
+    spares: Vec<Vec<u8>>,
+    handshakes: usize,
+    now: Instant,
+}
+
+impl Streams {
+    /// A table for worker number `worker`, whose listening sockets are those `listeners`; generations count from `seed`.
+    pub fn new(worker: u16, policy: StreamPolicy, listeners: Vec<ListenerIndex>, seed: u32) -> Self {
+        let capacity = policy.connections_max;
+        Streams {
+            worker,
+            places: (0..capacity).map(|_| None).collect(),
+            generations: (0..capacity as u32).map(|place| seed.wrapping_mul(place | 1).wrapping_add(seed)).collect(),
+            free: (0..capacity as u32).rev().collect(),
+            deadlines: Wheel::with_capacity(capacity),
+            per_source: AHashMap::new(),
+            links: Links::default(),
+            dirty: Vec::with_capacity(256),
+            undelivered: VecDeque::new(),
+            failed_backends: Vec::new(),
+            deaf: Vec::new(),
+            listeners,
+            closing: Vec::new(),
+            spares: Vec::with_capacity(SPARES_MAX),
+            handshakes: 0,
+            now: Instant::default(),
+            policy: Rc::new(policy),
+        }
+    }
+
+    /// Installs what a reload has changed; connections that stand go on as they began.
+    pub fn apply_policy(&mut self, policy: StreamPolicy) {
+        self.policy = Rc::new(policy);
+    }
+
+    /// Tells the time of what follows.
+    pub fn set_now(&mut self, now: Instant) {
+        self.now = now;
+    }
+
+    /// Connections that stand or are being opened.
+    pub fn len(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A message that could not be sent, if there is one.
+    pub fn next_undelivered(&mut self) -> Option<Undelivered> {
+        self.undelivered.pop_front()
+    }
+
+    /// Backends to which a connection could not be opened, or broke, since the last call.
+    pub fn failed_backends(&mut self) -> std::vec::Drain<'_, BackendId> {
+        self.failed_backends.drain(..)
+    }
+
+    /// Deals with something that happened; what it brought of messages is in the inbox, which has to be given back by
+    /// [`Streams::put_back`].
+    ///
+    /// # Errors
+    ///
+    /// As `io_uring_enter(2)`.
+    pub fn handle_event(
+        &mut self,
+        event: StreamEvent,
+        ring: &mut Ring,
+        snapshot: &Snapshot,
+        counters: &mut Counters,
+    ) -> io::Result<Option<Inbox>> {
+        match event {
+            StreamEvent::Accepted { listener, stream, has_ended } => {
+                if has_ended {
+                    ring.arm_accept(listener)?;
+                }
+                self.accept(listener, stream, ring, counters)?;
+            }
+            StreamEvent::AcceptEnded { listener, error } => {
+                // Out of descriptors, most likely: an accept armed at once would end at once.
+                tracing::debug!(error, "accept ended");
+                counters.accepts_failed += 1;
+                self.deaf.push(listener);
+            }
+            StreamEvent::Data { token, buffer, has_ended } => {
+                return self.receive(token, buffer, has_ended, ring, counters);
+            }
+            StreamEvent::Starved { token } => {
+                if let Some(connection) = self.of_token(token) {
+                    ring.arm_stream_receive(token, connection.stream.as_fd())?;
+                }
+            }
+            StreamEvent::End { token, error } => {
+                if let Some(connection) = self.of_token(token) {
+                    let id = connection.id;
+                    let ending = if error == 0 { Ending::Peer } else { Ending::Broken };
+                    self.close(id, ending, counters);
+                }
+            }
+            StreamEvent::Written { token, result } => self.handle_written(token, result, ring, counters)?,
+            StreamEvent::Writable { token } => {
+                if let Some(connection) = self.of_token(token) {
+                    connection.is_writing = false;
+                    let id = connection.id;
+                    self.dirty.push(id);
+                }
+            }
+            StreamEvent::Connected { token, error } => self.handle_connected(token, error, ring, snapshot, counters)?,
+        }
+        Ok(None)
+    }
+
+    /// Takes back an inbox whose messages have been dealt with.
+    pub fn put_back(&mut self, inbox: Inbox, counters: &mut Counters) {
+        let Inbox { id, mut bytes, at, framing, pings, is_broken, has_ended, .. } = inbox;
+        let Some(connection) = self.of_id(id) else { return self.spare(bytes) };
+        bytes.drain(..at);
+        if let Framing::Stream(framer) = framing {
+            connection.framer = framer;
+        }
+        let was_mid_message = connection.input_since.is_some();
+        let is_mid_message = connection.framer.is_mid_message();
+        // What waits for the rest of its message takes no more room than it needs.
+        let is_roomy = bytes.capacity() > 2 * bytes.len() + 1024;
+        if !bytes.is_empty() && !is_roomy {
+            connection.input = std::mem::take(&mut bytes);
+        } else {
+            connection.input.extend_from_slice(&bytes);
+        }
+        (0..pings).for_each(|_| connection.queue_raw(b"\r\n"));
+        self.spare(bytes);
+        if is_broken || has_ended {
+            counters.connections_broken += u64::from(is_broken);
+            return self.finish(id);
+        }
+        if pings > 0 {
+            self.mark_dirty(id);
+        }
+        if is_mid_message != was_mid_message {
+            self.set_mid_message(id, is_mid_message);
+        }
+    }
+
+    /// Closes what is overdue, opens links again, and accepts again where accepting had ended.
+    ///
+    /// # Errors
+    ///
+    /// As `io_uring_enter(2)`.
+    pub fn handle_tick(&mut self, ring: &mut Ring, snapshot: &Snapshot, counters: &mut Counters) -> io::Result<()> {
+        while let Some(listener) = self.deaf.pop() {
+            ring.arm_accept(listener)?;
+        }
+        let now = self.tick();
+        let mut budget = DEADLINE_BUDGET;
+        while let Some(place) = self.deadlines.pop_expired(now, &mut budget) {
+            let Some(connection) = self.places[place as usize].as_deref() else { continue };
+            let (id, deadline) = (connection.id, connection.deadline(&self.policy));
+            if deadline > now {
+                self.deadlines.schedule(place, deadline);
+                continue;
+            }
+            counters.connections_timed_out += 1;
+            self.close(id, Ending::Timeout, counters);
+        }
+        self.keep_links(ring, snapshot);
+        Ok(())
+    }
+
+    fn receive(
+        &mut self,
+        token: u64,
+        buffer: StreamBuffer,
+        has_ended: bool,
+        ring: &mut Ring,
+        counters: &mut Counters,
+    ) -> io::Result<Option<Inbox>> {
+        let now = self.tick();
+        let mut spare = self.spares.pop().unwrap_or_default();
+        let Some(connection) = self.of_token(token) else {
+            ring.give_back(buffer);
+            self.spare(spare);
+            return Ok(None);
+        };
+        let id = connection.id;
+        connection.last_active = now;
+        let was_handshaking = connection.stage == Stage::Handshake;
+        if has_ended {
+            ring.arm_stream_receive(token, connection.stream.as_fd())?;
+        }
+        let result = connection.receive(ring.stream_bytes(&buffer), &mut spare);
+        let is_handshaking = connection.stage == Stage::Handshake;
+        let (has_output, stage) = (!connection.output.is_empty(), connection.stage);
+        ring.give_back(buffer);
+        self.spare(spare);
+        self.handshakes = self.handshakes + usize::from(is_handshaking) - usize::from(was_handshaking);
+        if has_output {
+            self.mark_dirty(id);
+        }
+        match result {
+            Ok(inbox) => {
+                if was_handshaking && stage == Stage::Open {
+                    self.handle_open(id);
+                }
+                Ok(inbox)
+            }
+            Err(ending) => {
+                counters.handshakes_failed += u64::from(was_handshaking);
+                self.end_politely(id, ending, counters);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Ends a connection after what is queued has been written.
+    fn finish(&mut self, id: FlowId) {
+        let now = self.tick();
+        let Some(connection) = self.of_id(id) else { return };
+        connection.drain(now);
+        if connection.output.is_empty() {
+            shut_down(connection.stream.as_fd(), true);
+        }
+        self.mark_dirty(id);
+        self.hasten(id);
+    }
+
+    /// Ends a connection whatever is queued; the ring reports the end.
+    fn finish_now(&mut self, id: FlowId) {
+        if let Some(connection) = self.of_id(id) {
+            connection.stage = Stage::Draining;
+            shut_down(connection.stream.as_fd(), false);
+        }
+    }
+
+    /// After a fault of the peer: an alert or an HTTP error that is queued still goes out.
+    fn end_politely(&mut self, id: FlowId, ending: Ending, counters: &mut Counters) {
+        let has_last_words = self.of_id(id).is_some_and(|connection| !connection.output.is_empty());
+        if has_last_words && ending != Ending::Broken {
+            self.finish(id);
+        } else {
+            self.close(id, ending, counters);
+        }
+    }
+
+    /// Removes a connection. Its descriptor goes with the next flush.
+    fn close(&mut self, id: FlowId, ending: Ending, counters: &mut Counters) {
+        let Some(connection) = self.of_id(id) else { return };
+        let place = id.slot();
+        let target = (connection.transport(), connection.peer);
+        let stage = connection.stage;
+        if stage == Stage::Handshake {
+            self.handshakes -= 1;
+            counters.handshakes_failed += 1;
+        }
+        let Some(connection) = self.places[place as usize].take() else { return };
+        self.deadlines.cancel(place);
+        self.free.push(place);
+        let Connection { stream, peer, is_accepted, input, output, .. } = *connection.release(&mut self.undelivered);
+        shut_down(stream.as_fd(), false);
+        self.closing.push(stream);
+        if is_accepted && let Some(count) = self.per_source.get_mut(&peer.ip()) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_source.remove(&peer.ip());
+            }
+        }
+        self.spare(input);
+        self.spare(output);
+        self.unlink(id, target, ending, stage == Stage::Open);
+    }
+
+    fn set_mid_message(&mut self, id: FlowId, is_mid_message: bool) {
+        let now = self.tick();
+        if let Some(connection) = self.of_id(id) {
+            connection.input_since = is_mid_message.then_some(now);
+        }
+        if is_mid_message {
+            self.hasten(id);
+        }
+    }
+
+    /// A deadline may have come nearer.
+    fn hasten(&mut self, id: FlowId) {
+        let policy = Rc::clone(&self.policy);
+        if let Some(connection) = self.of_id(id) {
+            let deadline = connection.deadline(&policy);
+            self.deadlines.schedule(id.slot(), deadline);
+        }
+    }
+
+    fn mark_dirty(&mut self, id: FlowId) {
+        if let Some(connection) = self.of_id(id)
+            && !std::mem::replace(&mut connection.is_dirty, true)
+        {
+            self.dirty.push(id);
+        }
+    }
+
+    fn of_id(&mut self, id: FlowId) -> Option<&mut Connection> {
+        self.places.get_mut(id.slot() as usize)?.as_deref_mut().filter(|connection| connection.id == id)
+    }
+
+    /// The connection of a token, if it is still the one that the token was made for.
+    fn of_token(&mut self, token: u64) -> Option<&mut Connection> {
+        let place = (token >> 24) as usize & 0xFF_FFFF;
+        let generation = token as u32 & 0xFF_FFFF;
+        let connection = self.places.get_mut(place)?.as_deref_mut()?;
+        (connection.id.generation() == generation).then_some(connection)
+    }
+
+    fn spare(&mut self, mut buffer: Vec<u8>) {
+        if self.spares.len() < SPARES_MAX && (1..=SPARE_BYTES_MAX).contains(&buffer.capacity()) {
+            buffer.clear();
+            self.spares.push(buffer);
+        }
+    }
+
+    fn tick(&self) -> u32 {
+        (self.now.as_millis() / TICK_MS) as u32
+    }
+}
+
+/// Place and generation: what the ring brings back.
+const fn token(id: FlowId) -> u64 {
+    id.0 & 0xFFFF_FFFF_FFFF
+}
+
+/// A socket address for logs.
+fn show(peer: SocketAddr) -> String {
+    peer.to_string()
+}
