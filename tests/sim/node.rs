@@ -25,6 +25,25 @@ pub const WORKERS: usize = 2;
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// The secrets that sign, and whose signatures are accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Secrets {
+    /// Signs, and is accepted.
+    pub current: [u8; 16],
+    /// Is accepted.
+    pub previous: Option<[u8; 16]>,
+}
+
+impl Secrets {
+    /// What a node begins with.
+    pub const FIRST: Secrets = Secrets { current: [7; 16], previous: None };
+
+    /// Is what this secret signed accepted?
+    pub fn accepts(&self, secret: [u8; 16]) -> bool {
+        self.current == secret || self.previous == Some(secret)
+    }
+}
+
 /// A datagram on its way from one worker to another.
 pub struct Given {
     /// Its bytes.
@@ -51,6 +70,10 @@ pub struct Node {
     pub applied_at: u64,
     /// Where probes come from.
     pub probe_sources: [SocketAddr; 2],
+    /// What the operator told it.
+    pub secrets: Secrets,
+    /// What each worker goes by.
+    pub known: [Secrets; WORKERS],
 }
 
 impl Node {
@@ -72,6 +95,8 @@ impl Node {
             wakes_at: None,
             applied_at: 0,
             probe_sources,
+            secrets: Secrets::FIRST,
+            known: [Secrets::FIRST; WORKERS],
         }
     }
 
@@ -121,6 +146,15 @@ pub fn backend_address(number: usize) -> SocketAddr {
     }
 }
 
+/// Where requests of backend `number` within dialogs come from: the second has another interface for them.
+pub fn dialog_address(number: usize) -> SocketAddr {
+    let mut address = backend_address(number);
+    if number % 3 == 1 {
+        address.set_ip([198, 51, 100, 111 + number as u8].into());
+    }
+    address
+}
+
 /// The configuration of both nodes.
 pub fn config(backends: usize, bindings: usize) -> Config {
     let backend = |number: usize| Backend {
@@ -136,7 +170,7 @@ pub fn config(backends: usize, bindings: usize) -> Config {
             name: "sim".into(),
             workers: Workers::Count(WORKERS),
             control_core: None,
-            secret: Some(Secret([7; 16])),
+            secret: Some(Secret(Secrets::FIRST.current)),
             secret_previous: None,
             names: vec!["sip.example.com".into()],
             spin: Duration::ZERO,

@@ -70,7 +70,7 @@ impl Story {
     /// The operator changes a backend.
     fn change(&mut self, backend: SocketAddr, to: Option<(Admin, u32)>) {
         let number = self.whole.pools[0].backends.iter().position(|b| b.address == backend).unwrap();
-        self.config = faults::change(&self.config, &self.whole, number, to);
+        self.config.pools = faults::change(&self.config.pools, &self.whole.pools, number, to, false);
         self.engine.apply_snapshot(snapshot(&self.config));
     }
 
