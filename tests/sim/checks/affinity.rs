@@ -18,6 +18,8 @@ struct Exchange {
     at: u64,
     /// When it last passed.
     last: u64,
+    /// The ACK to a 2xx: no transaction, and whoever gets it twice does not mind under which branch.
+    is_ack: bool,
 }
 
 struct Parties {
@@ -107,12 +109,14 @@ impl Affinity {
         let (key, branch) = (key(came), (out.branch().to_owned(), step.secrets.current));
         let Some(known) = self.exchanges.get(&key) else {
             let (source, home, target) = (step.source, output.to, output.to);
-            let exchange = Exchange { source, home, target, branches: vec![branch], at: step.now, last: step.now };
+            let (at, last, is_ack) = (step.now, step.now, came.method() == Some("ACK"));
+            let exchange = Exchange { source, home, target, branches: vec![branch], at, last, is_ack };
             self.exchanges.insert(key, exchange);
             return Ok(());
         };
+        let is_rotated = known.branches.last().is_some_and(|(_, secret)| *secret != branch.1);
         let is_known = known.branches.last().is_some_and(|(known, _)| *known == branch.0);
-        check(is_known || !is_owed, "branch", || {
+        check(is_known || !is_owed || (known.is_ack && is_rotated), "branch", || {
             format!("{} went as {:?} and now as {}", came.start, known.branches, branch.0)
         })?;
         let is_excused = known.target == output.to
