@@ -234,9 +234,16 @@ impl Engine {
     }
 }
 
-/// Hash of a transaction as bindings keep it: a part of the MAC in its branch.
-fn transaction_hash(branch: &[u8]) -> u32 {
-    branch.get(15..19).and_then(|text| text.try_into().ok()).map_or(0, u32::from_be_bytes)
+/// A transaction as bindings keep it: the low byte of its CSeq number, and 24 bits of the MAC in its branch.
+fn transaction_hash(branch: &[u8], cseq: u32) -> u32 {
+    let text = branch.get(15..19).and_then(|text| text.try_into().ok()).map_or(0, u32::from_be_bytes);
+    // Four characters of base64 have 24 bits; the multiplication brings them together in the upper ones.
+    cseq << 24 | text.wrapping_mul(0x9E37_79B1) >> 8
+}
+
+/// Did the transaction `one` begin before `other` of the same Call-ID? Numbers wrap, so half of them lie before.
+fn is_earlier(one: u32, other: u32) -> bool {
+    (1..128).contains(&((other >> 24) as u8).wrapping_sub((one >> 24) as u8))
 }
 
 fn reason_of(error: ScanError) -> Reason {

@@ -6,14 +6,14 @@
 
 use super::identity::{Crossing, plan_identity};
 use super::outbox::Outbox;
-use super::{Message, Received, State, transaction_hash};
+use super::{Message, Received, State, is_earlier, transaction_hash};
 use crate::base::id::{BackendId, Transport};
 use crate::base::span::Span;
 use crate::base::text::Text;
 use crate::metrics::Reason;
 use crate::route::bindings::{Binding, Lasting};
 use crate::route::cookie::{BRANCH_LEN, BranchInput, TOKEN_MAX};
-use crate::route::decide::{Scene, decide, refuse, sending_backend};
+use crate::route::decide::{Scene, decide, is_of_previous_secret, refuse, sending_backend};
 use crate::route::request::Request;
 use crate::route::snapshot::Snapshot;
 use crate::route::verdict::{Forward, Hop, Verdict, Why};
@@ -42,7 +42,7 @@ impl State {
             return self.counters.count_dropped(Reason::AckForAnswer);
         }
         let (branch, key, binding) = self.find_transaction(message, &request);
-        let transaction = transaction_hash(&branch);
+        let transaction = transaction_hash(&branch, request.cseq);
         let scene = Scene { snapshot, ingress: rx.listener, source: rx.source, flow: rx.flow, binding, transaction };
         let (mut verdict, is_forged) = decide(&scene, &request);
         self.counters.cookies_refused += u64::from(is_forged);
@@ -75,7 +75,8 @@ impl State {
     }
 
     /// The branch of a request and the binding that decides on it, with its key. What belongs to a transaction that was
-    /// forwarded before the secret changed keeps the branch of that time.
+    /// forwarded before the secret changed keeps the branch of that time, and so does everything in a dialog that began
+    /// then: its token says so wherever its retransmissions come in.
     fn find_transaction(
         &self,
         message: &Message<'_>,
@@ -85,13 +86,14 @@ impl State {
         let ingress = message.snapshot.listener(message.rx.listener).id;
         let input = branch_input(request, message.rx);
         let branch = keys.encode_branch(ingress, &input);
-        let (key, binding) = self.look_up(call, request, transaction_hash(&branch));
-        if binding.is_some_and(|b| b.transaction != transaction_hash(&branch))
-            && let Some(previous) = keys.encode_previous_branch(ingress, &input)
-        {
-            let transaction = transaction_hash(&previous);
+        let transaction = transaction_hash(&branch, request.cseq);
+        let (key, binding) = self.look_up(call, request, transaction);
+        let is_known = binding.is_some_and(|b| b.transaction == transaction);
+        if !is_known && let Some(previous) = keys.encode_previous_branch(ingress, &input) {
+            let transaction = transaction_hash(&previous, request.cseq);
             let (key, binding) = self.look_up(call, request, transaction);
-            if binding.is_some_and(|b| b.transaction == transaction) {
+            let was_known = binding.is_some_and(|b| b.transaction == transaction);
+            if was_known || is_of_previous_secret(keys, request) {
                 return (previous, key, binding);
             }
         }
@@ -140,7 +142,12 @@ impl State {
         let now = message.now;
         let lasting = if request.method == Method::Invite { Lasting::Early } else { Lasting::Linger };
         let backend = forward.backend.map(|index| message.snapshot.backend(index).id);
-        let backend: Option<BackendId> = backend.or(forward.record.map(|cookie| cookie.backend));
+        let backend: Option<BackendId> = backend.or_else(|| match forward.why {
+            // What a backend sends out of its own is its own, so that a copy of it is known again.
+            Why::Text => sending_backend(message.snapshot, message.rx.source, message.rx.flow, request)
+                .map(|index| message.snapshot.backend(index).id),
+            _ => forward.record.map(|cookie| cookie.backend),
+        });
         match (binding, backend) {
             (_, None) => {}
             (Some(known), Some(id)) if known.backend == id && known.transaction == transaction => {}
@@ -150,13 +157,23 @@ impl State {
                 self.bindings.bind(now, key, id, transaction, lasting);
             }
             (Some(known), Some(_)) if request.is_in_dialog() => self.bindings.refresh(now, known, known.lasting),
+            // A late copy of an earlier transaction must not take the place of the one that is running.
+            (Some(known), Some(id)) if is_earlier(transaction, known.transaction) => {
+                if known.backend != id && lasting == Lasting::Early {
+                    let key = earlier_key(key, transaction);
+                    let is_kept = self.bindings.bind(now, key, id, transaction, Lasting::Linger);
+                    self.counters.bindings_refused += u64::from(!is_kept);
+                }
+            }
             // Neither starts anything of its own.
             _ if matches!(request.method, Method::Ack | Method::Cancel) => {}
             // Its own token finds the way.
             (None, Some(_)) if forward.why == Why::Cookie => {}
             (_, Some(id)) => {
                 // The transaction before may still be acknowledged or cancelled where it is.
-                if let Some(earlier) = binding.filter(|b| b.backend != id && b.transaction != transaction) {
+                // While two secrets are live, its branch may be of the other one, and only a binding tells.
+                let is_apart = |b: &Binding| b.backend != id || message.snapshot.keys.has_previous();
+                if let Some(earlier) = binding.filter(|b| is_apart(b) && b.transaction != transaction) {
                     let key = earlier_key(key, earlier.transaction);
                     let is_kept = self.bindings.bind(now, key, earlier.backend, earlier.transaction, Lasting::Linger);
                     self.counters.bindings_refused += u64::from(!is_kept);

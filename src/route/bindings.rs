@@ -118,6 +118,18 @@ impl Bindings {
         self.entries.len()
     }
 
+    /// How many chains there are of each length, for reports and tests: the first number counts empty buckets.
+    pub fn chain_lengths(&self) -> Vec<usize> {
+        let next = |slot: &u32| Some(self.entries[*slot as usize].next).filter(|next| *next != NONE);
+        let mut lengths = vec![0];
+        for head in &self.buckets {
+            let len = std::iter::successors(Some(*head).filter(|slot| *slot != NONE), next).count();
+            lengths.resize(lengths.len().max(len + 1), 0);
+            lengths[len] += 1;
+        }
+        lengths
+    }
+
     /// Sets the durations for what is refreshed from here on.
     pub fn set_lifetimes(&mut self, lifetimes: Lifetimes) {
         self.lifetimes = lifetimes;
@@ -284,6 +296,16 @@ mod tests {
         table.refresh(at(3000), table.get(7).unwrap(), Lasting::Linger);
         table.expire(at(3040), 10_000);
         assert_eq!(table.get(7), None);
+    }
+
+    #[test]
+    fn chains_are_counted_by_their_length() {
+        let mut table = Bindings::with_capacity(4, LIFETIMES);
+        // Eight buckets, by the lowest bits of the key.
+        for key in [1, 9, 2, 17] {
+            table.bind(at(0), key, BackendId(1), 0, Lasting::Linger);
+        }
+        assert_eq!(table.chain_lengths(), [6, 1, 0, 1]);
     }
 
     #[test]

@@ -135,6 +135,11 @@ impl Keys {
         self.current.branch(ingress, input)
     }
 
+    /// Are two secrets live?
+    pub fn has_previous(&self) -> bool {
+        self.previous.is_some()
+    }
+
     /// The branch that the previous secret gives: of a request that was forwarded before the rotation.
     pub fn encode_previous_branch(&self, ingress: ListenerId, input: &BranchInput<'_>) -> Option<[u8; BRANCH_LEN]> {
         self.previous.as_ref().map(|key| key.branch(ingress, input))
@@ -161,13 +166,16 @@ impl Keys {
     /// Reads a token that was minted for `call_id`; `None` for any other text.
     pub fn decode_token(&self, call_id: &[u8], token: &[u8]) -> Option<Cookie> {
         let mut raw = [0u8; TOKEN_BYTES_MAX + 2];
-        if token.len() > TOKEN_MAX {
-            return None;
-        }
-        let len = URL_SAFE_NO_PAD.decode_slice(token, &mut raw).ok()?;
-        let raw = raw.get_mut(..len).filter(|raw| raw.len() > 10)?;
+        let raw = decode_token_text(token, &mut raw)?;
         let mut candidates = self.of_head(raw[0]);
         candidates.find_map(|key| key.decode_token(call_id, raw))
+    }
+
+    /// Was this token minted for `call_id` under the previous secret?
+    pub fn is_token_of_previous(&self, call_id: &[u8], token: &[u8]) -> bool {
+        let mut raw = [0u8; TOKEN_BYTES_MAX + 2];
+        let (Some(raw), Some(key)) = (decode_token_text(token, &mut raw), &self.previous) else { return false };
+        raw[0] == key.head() && key.decode_token(call_id, raw).is_some()
     }
 
     /// The text for the flow that a request with this branch came on.
@@ -408,6 +416,15 @@ impl Key {
             }
         }
     }
+}
+
+/// The bytes of a token, long enough to have a head and a MAC.
+fn decode_token_text<'a>(token: &[u8], raw: &'a mut [u8; TOKEN_BYTES_MAX + 2]) -> Option<&'a [u8]> {
+    if token.len() > TOKEN_MAX {
+        return None;
+    }
+    let len = URL_SAFE_NO_PAD.decode_slice(token, raw).ok()?;
+    raw.get(..len).filter(|raw| raw.len() > 10)
 }
 
 /// Base64url without padding; `text` is large enough by construction of its callers.

@@ -203,6 +203,18 @@ impl RouteSet {
     }
 }
 
+/// Was the token of the dialog that a request belongs to signed with the secret before the present one?
+pub fn is_of_previous_secret(keys: &Keys, request: &Request<'_>) -> bool {
+    let routes = values(request.bytes, request.scan, HeaderName::Route).flatten();
+    let routed = routes.take(2).filter_map(|value| Uri::decode(request.bytes, value.name_addr.uri).ok());
+    let call_id = request.text(request.call_id);
+    // A strict router leaves the token in the Request-URI.
+    std::iter::once(request.uri).chain(routed).any(|uri| match uri.param(request.bytes, TOKEN_PARAM.as_bytes()) {
+        Some(Some(token)) => keys.is_token_of_previous(call_id, token),
+        _ => false,
+    })
+}
+
 fn has_token(bytes: &[u8], uri: &Uri) -> bool {
     !uri.params.is_empty() && uri.param(bytes, TOKEN_PARAM.as_bytes()).is_some()
 }

@@ -5,8 +5,8 @@
 //! machine; every wait is bounded, and every process is ended by its id when its owner goes out of scope.
 //!
 //! SIPp comes with Debian's package `sip-tester` (tests/packages.txt). The sizes fit a continuous build, about two
-//! minutes in all; `TANDEM_FULL=1 cargo test --test loopback` makes 5,000 calls in each of the runs with SIPp. A test
-//! that fails keeps its folder of logs and message traces and says where it is.
+//! minutes in all; `TANDEM_FULL=1 cargo test --test loopback` makes 5,000 calls in each of the runs with SIPp, and sends a
+//! million broken messages. A test that fails keeps its folder of logs and message traces and says where it is.
 
 #![allow(unreachable_pub, reason = "a test exports nothing; `pub` marks what its files share")]
 #![allow(clippy::disallowed_methods, reason = "a test waits for processes")]
@@ -20,6 +20,7 @@ mod node;
 mod ownership;
 mod process;
 mod sipp;
+mod storm;
 
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};

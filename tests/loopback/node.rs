@@ -99,6 +99,13 @@ impl Node {
         })
     }
 
+    /// Its resident memory, but for pages of files: those of code come as it is run.
+    pub fn memory_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("RssAnon of a live process");
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// How many whole reports there are, and the last one.
     fn reports(&self) -> (usize, Report) {
         let text = fs::read_to_string(self.folder.join("tandem.out")).unwrap_or_default();

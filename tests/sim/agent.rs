@@ -25,9 +25,20 @@ pub struct Io<'a> {
     /// The seed's numbers.
     pub prng: &'a mut Prng,
     /// Datagrams to send.
-    pub sends: Vec<(SocketAddr, Vec<u8>)>,
+    pub sends: Vec<Datagram>,
     /// Timers to set: how long, and what for.
     pub timers: Vec<(u64, Timer)>,
+}
+
+/// A datagram on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    /// Who sends it.
+    pub from: SocketAddr,
+    /// To whom.
+    pub to: SocketAddr,
+    /// What.
+    pub bytes: Vec<u8>,
 }
 
 /// What a timer is for.
@@ -69,12 +80,13 @@ pub enum Heard {
 #[derive(Clone, Debug)]
 struct Client {
     sent: Message,
+    from: SocketAddr,
     to: SocketAddr,
     started: u64,
     has_provisional: bool,
     is_final: bool,
     /// The ACK to each 2xx, by To tag.
-    acks: BTreeMap<String, (SocketAddr, Vec<u8>)>,
+    acks: BTreeMap<String, Datagram>,
 }
 
 /// A request of somebody else.
@@ -100,6 +112,11 @@ pub struct Dialog {
 pub struct Agent {
     /// Where the network reaches it.
     pub address: SocketAddr,
+    /// Where its requests within dialogs leave from: another address for a server with two interfaces.
+    pub dialog_address: SocketAddr,
+    /// Is there a strict router of RFC 2543 between it and the network, at its own address? That puts itself into
+    /// Record-Route without `lr`, and writes the next hop into the Request-URI.
+    pub is_strict: bool,
     /// What it writes into Via and Contact: another address behind a NAT.
     pub sent_by: SocketAddr,
     /// Does it ask for `rport`?
@@ -110,9 +127,12 @@ pub struct Agent {
     pub dialogs: BTreeMap<String, Dialog>,
     /// What a correct proxy would not have done to it.
     pub complaints: Vec<String>,
+    /// How often what was seen that a run is about.
+    pub noted: BTreeMap<&'static str, u64>,
     clients: BTreeMap<String, Client>,
     servers: BTreeMap<String, Server>,
     drawn: u64,
+    has_crashed: bool,
 }
 
 impl Agent {
@@ -120,22 +140,32 @@ impl Agent {
     pub fn new(address: SocketAddr) -> Self {
         Agent {
             address,
+            dialog_address: address,
+            is_strict: false,
             sent_by: address,
             asks_rport: false,
             is_compact: false,
             dialogs: BTreeMap::new(),
             complaints: Vec::new(),
+            noted: BTreeMap::new(),
             clients: BTreeMap::new(),
             servers: BTreeMap::new(),
             drawn: 0,
+            has_crashed: false,
         }
     }
 
     /// Forgets everything, as a crash does.
     pub fn crash(&mut self) {
+        self.has_crashed = true;
         self.dialogs.clear();
         self.clients.clear();
         self.servers.clear();
+    }
+
+    /// Writes down that something was seen.
+    pub fn note(&mut self, what: &'static str) {
+        *self.noted.entry(what).or_default() += 1;
     }
 
     /// A text that was never drawn before.
@@ -149,11 +179,12 @@ impl Agent {
         format!("<sip:user@{}>", self.sent_by)
     }
 
-    /// Sends a request under a new branch.
+    /// Sends a request outside a dialog, under a new branch.
     pub fn send(&mut self, io: &mut Io<'_>, mut request: Message, to: SocketAddr) {
-        let branch = format!("z9hG4bK{}", self.draw(io));
-        request.headers.insert(0, ("Via".into(), self.via(&branch)));
-        self.start(io, request, to);
+        if self.is_strict && request.method() == Some("INVITE") {
+            request.headers.insert(0, ("Record-Route".into(), self.own_route()));
+        }
+        self.start(io, request, self.address, to);
     }
 
     /// Cancels the INVITE of a call that has rung and has no final answer (RFC 3261 9.1).
@@ -162,8 +193,11 @@ impl Agent {
             c.has_provisional && !c.is_final && c.sent.text("Call-ID") == call_id && c.sent.method() == Some("INVITE")
         };
         let Some(invite) = self.clients.values().find(is_ringing).cloned() else { return false };
+        if invite.sent.tag_of_to().is_some() {
+            self.note("CANCEL within a dialog");
+        }
         let cancel = follow(&invite.sent, "CANCEL", invite.sent.get("To").unwrap_or_default());
-        self.start(io, cancel, invite.to);
+        self.begin(io, cancel, invite.from, invite.to);
         true
     }
 
@@ -172,25 +206,16 @@ impl Agent {
         let contact = self.contact();
         let Some(dialog) = self.dialogs.get_mut(call_id) else { return false };
         dialog.cseq += 1;
-        let first = dialog.routes.first().unwrap_or(&dialog.remote_target);
-        let Some(to) = uri_address(uri(first)) else { return false };
-        let mut request = Message::request(method, &dialog.remote_target);
-        request.headers.extend(dialog.routes.iter().map(|route| ("Route".to_owned(), route.clone())));
-        let request = request
-            .with("Max-Forwards", "70")
-            .with("From", &dialog.local)
-            .with("To", &dialog.remote)
-            .with("Call-ID", call_id)
-            .with("CSeq", format!("{} {method}", dialog.cseq))
-            .with("Contact", contact)
-            .with("Content-Length", "0");
-        self.send(io, request, to);
+        let dialog = dialog.clone();
+        let Some((request, to)) = self.request_in_dialog(&dialog, call_id, dialog.cseq, method) else { return false };
+        self.start(io, request.with("Contact", contact), self.dialog_address, to);
         true
     }
 
     /// Answers a request; a 2xx to INVITE makes the dialog.
     pub fn respond(&mut self, io: &mut Io<'_>, request: &Message, status: u16, to_tag: &str, extra: &[(&str, &str)]) {
         let key = server_key(request);
+        let own_route = self.own_route();
         let Some(server) = self.servers.get_mut(&key) else { return };
         let to = match request.tag_of_to().is_some() || status == 100 {
             true => request.text("To"),
@@ -206,6 +231,9 @@ impl Agent {
             }
         }
         let is_invite = request.method() == Some("INVITE");
+        if self.is_strict && is_invite && status < 300 {
+            response.headers.insert(0, ("Record-Route".into(), own_route));
+        }
         if is_invite && status > 100 && status < 300 {
             response = response.with("Contact", format!("<sip:user@{}>", self.sent_by));
         }
@@ -214,7 +242,7 @@ impl Agent {
         }
         let bytes = response.with("Content-Length", "0").encode(self.is_compact);
         server.last = Some(bytes.clone());
-        io.sends.push((server.to, bytes));
+        io.sends.push(Datagram { from: self.address, to: server.to, bytes });
         if !is_invite || status < 200 {
             return;
         }
@@ -243,16 +271,19 @@ impl Agent {
                 if io.now >= client.started + 64 * T1 {
                     return Some(client.sent.clone());
                 }
-                io.sends.push((client.to, client.sent.encode(self.is_compact)));
+                let bytes = client.sent.encode(self.is_compact);
+                io.sends.push(Datagram { from: client.from, to: client.to, bytes });
                 let interval = if is_invite { interval * 2 } else { (interval * 2).min(T2) };
                 let left = (client.started + 64 * T1).saturating_sub(io.now).max(MS);
                 io.timers.push((interval.min(left), Timer::Client { key, interval }));
             }
             Timer::Server { key, interval, until } => {
                 let server = self.servers.get(&key).filter(|server| !server.is_acked && io.now < until)?;
-                io.sends.extend(server.last.clone().map(|bytes| (server.to, bytes)));
+                let from = self.address;
+                io.sends.extend(server.last.clone().map(|bytes| Datagram { from, to: server.to, bytes }));
                 let interval = (interval * 2).min(T2);
                 io.timers.push((interval, Timer::Server { key, interval, until }));
+                self.note("final answer again");
             }
             Timer::Act { .. } => {}
         }
@@ -269,13 +300,20 @@ impl Agent {
         if request.method() == Some("ACK") {
             let is_for =
                 |s: &Server| s.request.text("Call-ID") == request.text("Call-ID") && s.request.cseq() == request.cseq();
-            self.servers.values_mut().filter(|s| is_for(s)).for_each(|s| s.is_acked = true);
+            let mut is_again = false;
+            for server in self.servers.values_mut().filter(|s| is_for(s)) {
+                is_again |= std::mem::replace(&mut server.is_acked, true);
+            }
+            if is_again {
+                self.note("ACK again");
+            }
             return None;
         }
         let via = request.text("Via");
         let key = server_key(&request);
         if let Some(known) = self.servers.get(&key) {
-            io.sends.extend(known.last.clone().map(|bytes| (known.to, bytes)));
+            let from = self.address;
+            io.sends.extend(known.last.clone().map(|bytes| Datagram { from, to: known.to, bytes }));
             return None;
         }
         let to = sent_by(&via).parse().ok()?;
@@ -285,18 +323,20 @@ impl Agent {
 
     fn handle_response(&mut self, io: &mut Io<'_>, response: Message) -> Option<Heard> {
         let key = format!("{}|{}", response.branch(), response.cseq_method());
+        let status = response.status()?;
+        if status == 400 && !self.clients.contains_key(&key) {
+            // The answer to a request that was cut short on its way; RFC 3261 18.1.2 lets strays be.
+            return None;
+        }
         if response.all("Via").count() != 1 || response.sent_by() != self.sent_by.to_string() {
             self.complaints.push(format!("{} got a response that is not for its Via: {response:?}", self.address));
             return None;
         }
-        let status = response.status()?;
         let ack = self.ack(io, &key, &response, status);
         let Some(client) = self.clients.get_mut(&key) else {
-            if status == 400 {
-                // The answer to a request that was cut short on its way; RFC 3261 18.1.2 lets strays be.
-                return None;
+            if !self.has_crashed {
+                self.complaints.push(format!("{} got a response to nothing it sent: {response:?}", self.address));
             }
-            self.complaints.push(format!("{} got a response to nothing it sent: {response:?}", self.address));
             return None;
         };
         client.has_provisional = true;
@@ -307,21 +347,22 @@ impl Agent {
     }
 
     /// The ACK to a final answer to INVITE; a 2xx makes the dialog first.
-    fn ack(&mut self, io: &mut Io<'_>, key: &str, response: &Message, status: u16) -> Option<(SocketAddr, Vec<u8>)> {
+    fn ack(&mut self, io: &mut Io<'_>, key: &str, response: &Message, status: u16) -> Option<Datagram> {
         let client = self.clients.get(key).filter(|c| c.sent.method() == Some("INVITE") && status >= 200)?.clone();
         if status >= 300 {
             let ack = follow(&client.sent, "ACK", response.get("To").unwrap_or_default());
-            return Some((client.to, ack.encode(self.is_compact)));
+            return Some(Datagram { from: client.from, to: client.to, bytes: ack.encode(self.is_compact) });
         }
         let tag = response.tag_of_to().unwrap_or_default().to_owned();
         if let Some(ack) = client.acks.get(&tag) {
             return Some(ack.clone());
         }
+        let own_route = self.own_route();
         let dialog = Dialog {
             local: response.text("From"),
             remote: response.text("To"),
             remote_target: uri(&response.text("Contact")).to_owned(),
-            routes: response.all("Record-Route").rev().map(str::to_owned).collect(),
+            routes: response.all("Record-Route").rev().filter(|r| **r != own_route).map(str::to_owned).collect(),
             cseq: client.sent.cseq(),
         };
         let call_id = response.text("Call-ID");
@@ -333,19 +374,43 @@ impl Agent {
             }
         };
         let branch = format!("z9hG4bK{}", self.draw(io));
-        let mut ack = Message::request("ACK", &dialog.remote_target).with("Via", self.via(&branch));
-        ack.headers.extend(dialog.routes.iter().map(|route| ("Route".to_owned(), route.clone())));
-        let ack = ack
-            .with("Max-Forwards", "70")
-            .with("From", dialog.local)
-            .with("To", dialog.remote)
-            .with("Call-ID", call_id)
-            .with("CSeq", format!("{} ACK", response.cseq()))
-            .with("Content-Length", "0");
-        let first = dialog.routes.first().unwrap_or(&dialog.remote_target);
-        let ready = (uri_address(uri(first))?, ack.encode(self.is_compact));
+        let (mut ack, to) = self.request_in_dialog(&dialog, &call_id, response.cseq(), "ACK")?;
+        ack.headers.insert(0, ("Via".into(), self.via(&branch)));
+        let ready = Datagram { from: self.dialog_address, to, bytes: ack.encode(self.is_compact) };
         self.clients.get_mut(key)?.acks.insert(tag, ready.clone());
         Some(ready)
+    }
+
+    /// RFC 3261 12.2.1.1, but for the Via; and where it goes.
+    fn request_in_dialog(
+        &self,
+        dialog: &Dialog,
+        call_id: &str,
+        cseq: u32,
+        method: &str,
+    ) -> Option<(Message, SocketAddr)> {
+        let to = uri_address(uri(dialog.routes.first().unwrap_or(&dialog.remote_target)))?;
+        let mut routes = dialog.routes.clone();
+        let mut target = dialog.remote_target.clone();
+        if self.is_strict && !routes.is_empty() {
+            routes.push(format!("<{target}>"));
+            target = uri(&routes.remove(0)).to_owned();
+        }
+        let mut request = Message::request(method, &target);
+        request.headers.extend(routes.into_iter().map(|route| ("Route".to_owned(), route)));
+        let request = request
+            .with("Max-Forwards", "70")
+            .with("From", &dialog.local)
+            .with("To", &dialog.remote)
+            .with("Call-ID", call_id)
+            .with("CSeq", format!("{cseq} {method}"))
+            .with("Content-Length", "0");
+        Some((request, to))
+    }
+
+    /// What a strict router at its address records.
+    fn own_route(&self) -> String {
+        format!("<sip:{}>", self.sent_by)
     }
 
     fn via(&self, branch: &str) -> String {
@@ -353,12 +418,27 @@ impl Agent {
         format!("SIP/2.0/UDP {};branch={branch}{rport}", self.sent_by)
     }
 
-    fn start(&mut self, io: &mut Io<'_>, request: Message, to: SocketAddr) {
+    fn start(&mut self, io: &mut Io<'_>, mut request: Message, from: SocketAddr, to: SocketAddr) {
+        let branch = format!("z9hG4bK{}", self.draw(io));
+        request.headers.insert(0, ("Via".into(), self.via(&branch)));
+        self.begin(io, request, from, to);
+    }
+
+    /// Begins a client transaction with a request that has its Via.
+    fn begin(&mut self, io: &mut Io<'_>, request: Message, from: SocketAddr, to: SocketAddr) {
         let key = format!("{}|{}", request.branch(), request.method().unwrap_or_default());
-        io.sends.push((to, request.encode(self.is_compact)));
+        io.sends.push(Datagram { from, to, bytes: request.encode(self.is_compact) });
         io.timers.push((T1, Timer::Client { key: key.clone(), interval: T1 }));
-        let (started, acks) = (io.now, BTreeMap::new());
-        self.clients.insert(key, Client { sent: request, to, started, has_provisional: false, is_final: false, acks });
+        let client = Client {
+            sent: request,
+            from,
+            to,
+            started: io.now,
+            has_provisional: false,
+            is_final: false,
+            acks: BTreeMap::new(),
+        };
+        self.clients.insert(key, client);
     }
 }
 

@@ -116,6 +116,11 @@ impl Message {
         self.get("Via").and_then(|via| param(via, "branch")).unwrap_or_default()
     }
 
+    /// The tokens that it carries where a token may stand: in its Request-URI and its Route.
+    pub fn tokens(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.uri()).chain(self.all("Route").map(uri)).filter_map(|uri| param(uri, "tk"))
+    }
+
     /// The sent-by of the topmost Via.
     pub fn sent_by(&self) -> &str {
         self.get("Via").map_or("", sent_by)

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tandem::base::id::Transport;
+use tandem::base::id::{ListenerId, Transport};
 use tandem::base::time::Instant;
 use tandem::config::{
     Admin, Backend, Config, Health, Limits, Listen, Node as NodeConfig, Policy, Pool, PoolTls, Probe, ProxyProtocol,
@@ -15,6 +15,7 @@ use tandem::config::{
 use tandem::control::Control;
 use tandem::engine::outbox::{DATAGRAM_MAX, Outbox};
 use tandem::engine::{Capacity, Engine, Outcome, Received};
+use tandem::route::cookie::{BRANCH_LEN, BranchInput, Keys};
 use tandem::route::key::CallHasher;
 use tandem::route::snapshot::{BackendStatus, ListenerIndex, Snapshot};
 
@@ -24,6 +25,48 @@ use crate::checks::Output;
 pub const WORKERS: usize = 2;
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// The secrets that sign, and whose signatures are accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Secrets {
+    /// Signs, and is accepted.
+    pub current: [u8; 16],
+    /// Is accepted.
+    pub previous: Option<[u8; 16]>,
+}
+
+impl Secrets {
+    /// What a node begins with.
+    pub const FIRST: Secrets = Secrets { current: [7; 16], previous: None };
+
+    /// Is what this secret signed accepted?
+    pub fn accepts(&self, secret: [u8; 16]) -> bool {
+        self.current == secret || self.previous == Some(secret)
+    }
+
+    /// Which of them signed a branch: secrets are drawn so that the heads of what they sign differ.
+    pub fn signer_of(&self, branch: &str) -> [u8; 16] {
+        let has_head = |secret: &[u8; 16]| head_of(branch.as_bytes()) == head_of(&any_branch(*secret));
+        [Some(self.current), self.previous].into_iter().flatten().find(has_head).unwrap_or(self.current)
+    }
+}
+
+/// Do two secrets sign with the same head?
+pub fn look_alike(one: [u8; 16], other: [u8; 16]) -> bool {
+    head_of(&any_branch(one)) == head_of(&any_branch(other))
+}
+
+fn any_branch(secret: [u8; 16]) -> [u8; BRANCH_LEN] {
+    let input = BranchInput { branch: b"", host: b"", port: 0, address: [0; 4].into(), call_id: b"", cseq: 0 };
+    Keys::new(&Secret(secret), None).encode_branch(ListenerId(0), &input)
+}
+
+/// Version and epoch: the first eight bits after the magic cookie.
+fn head_of(branch: &[u8]) -> Option<usize> {
+    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let six_bits = |at: usize| alphabet.iter().position(|c| Some(c) == branch.get(at));
+    Some(six_bits(7)? << 2 | six_bits(8)? >> 4)
+}
 
 /// A datagram on its way from one worker to another.
 pub struct Given {
@@ -51,6 +94,10 @@ pub struct Node {
     pub applied_at: u64,
     /// Where probes come from.
     pub probe_sources: [SocketAddr; 2],
+    /// What the operator told it.
+    pub secrets: Secrets,
+    /// What each worker goes by.
+    pub known: [Secrets; WORKERS],
 }
 
 impl Node {
@@ -72,6 +119,8 @@ impl Node {
             wakes_at: None,
             applied_at: 0,
             probe_sources,
+            secrets: Secrets::FIRST,
+            known: [Secrets::FIRST; WORKERS],
         }
     }
 
@@ -121,6 +170,15 @@ pub fn backend_address(number: usize) -> SocketAddr {
     }
 }
 
+/// Where requests of backend `number` within dialogs come from: the second has another interface for them.
+pub fn dialog_address(number: usize) -> SocketAddr {
+    let mut address = backend_address(number);
+    if number % 3 == 1 {
+        address.set_ip([198, 51, 100, 111 + number as u8].into());
+    }
+    address
+}
+
 /// The configuration of both nodes.
 pub fn config(backends: usize, bindings: usize) -> Config {
     let backend = |number: usize| Backend {
@@ -138,7 +196,7 @@ pub fn config(backends: usize, bindings: usize) -> Config {
             name: "sim".into(),
             workers: Workers::Count(WORKERS),
             control_core: None,
-            secret: Some(Secret([7; 16])),
+            secret: Some(Secret(Secrets::FIRST.current)),
             secret_previous: None,
             names: vec!["sip.example.com".into()],
             spin: Duration::ZERO,

@@ -1,18 +1,19 @@
 //! What the simulator has found, each as the shortest story that shows it, so that it stays found when seeds change.
 //!
-//! All are about RFC 3261 16.11: what belongs to a transaction goes where its first request went, whatever became of
-//! the set of backends in between.
+//! All are about RFC 3261 16.11: what belongs to a transaction goes where its first request went, and under its branch,
+//! whatever became of the set of backends and of the secrets in between.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tandem::base::time::Instant;
-use tandem::config::{Admin, Config};
+use tandem::config::{Admin, Config, Secret};
 use tandem::engine::outbox::Outbox;
 use tandem::engine::{Engine, Received};
 use tandem::route::snapshot::{BackendStatus, ListenerIndex, Snapshot};
 
+use crate::checks::BRANCH_OUTLIVES_ROTATION;
 use crate::message::Message;
 use crate::{faults, node};
 
@@ -70,7 +71,14 @@ impl Story {
     /// The operator changes a backend.
     fn change(&mut self, backend: SocketAddr, to: Option<(Admin, u32)>) {
         let number = self.whole.pools[0].backends.iter().position(|b| b.address == backend).unwrap();
-        self.config = faults::change(&self.config, &self.whole, number, to);
+        self.config.pools = faults::change(&self.config.pools, &self.whole.pools, number, to, false);
+        self.engine.apply_snapshot(snapshot(&self.config));
+    }
+
+    /// The operator rotates the secret; what the one before signed is accepted.
+    fn rotate(&mut self) {
+        let node = &mut self.config.node;
+        node.secret_previous = node.secret.replace(Secret([8; 16]));
         self.engine.apply_snapshot(snapshot(&self.config));
     }
 
@@ -133,4 +141,25 @@ fn repeated_challenge_does_not_shorten_the_binding_of_the_next_invite() {
     story.pass(Duration::from_secs(120));
     story.change(next.0, Some((Admin::Drained, 100)));
     assert_eq!(story.ask("CANCEL", 2, None).0, next.0);
+}
+
+#[test]
+fn response_to_what_another_secret_signed_finds_its_way() {
+    let mut story = Story::new();
+    let invite = story.ask("INVITE", 1, None);
+    story.rotate();
+    story.answer(&invite, 180);
+    story.answer(&invite, 486);
+}
+
+#[test]
+fn branch_outlives_a_rotation_of_secrets_as_the_checks_expect() {
+    let mut story = Story::new();
+    let invite = story.ask("INVITE", 1, None);
+    story.rotate();
+    for (method, to_tag) in [("INVITE", None), ("CANCEL", None), ("ACK", Some("b"))] {
+        let (to, sent) = story.ask(method, 1, to_tag);
+        assert_eq!(to, invite.0, "{method}");
+        assert_eq!(sent.branch() == invite.1.branch(), BRANCH_OUTLIVES_ROTATION, "{method}");
+    }
 }

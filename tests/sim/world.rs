@@ -10,6 +10,7 @@
 //! give equal runs, which [`Report::digest`] proves. A source and a destination always meet the same node and
 //! worker, as ECMP and SO_REUSEPORT have it.
 
+mod course;
 mod judge;
 mod network;
 
@@ -18,26 +19,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tandem::base::prng::Prng;
-use tandem::config::{Config, Probe, Secret};
+use tandem::config::{Config, Pool, Probe, Secret};
 use tandem::control::Event as ControlEvent;
+use tandem::control::health::State;
 use tandem::engine::outbox::Outbox;
 use tandem::engine::{Engine, Outcome, Received};
 use tandem::route::snapshot::Snapshot;
 
-use crate::agent::{Agent, MS, Timer};
-use crate::backend::Backend;
-use crate::caller::{Caller, Plan};
-use crate::checks::{Checks, Output, Step, Violation, broken};
+use crate::agent::{MS, Timer};
+use crate::checks::{Checks, Output, Probes, Step, Violation, broken};
 use crate::faults::{self, CALM, Fault, Weather};
-use crate::node::{self, Given, Node, WORKERS};
+use crate::message::Message;
+use crate::node::{self, Given, Node, Secrets, WORKERS};
 use crate::planted::Bug;
-use network::Party;
-
-/// Calls that begin here have to succeed: 5 seconds after the last fault.
-const LIVE: u64 = CALM + 5_000 * MS;
-/// By then every call has ended.
-const END: u64 = LIVE + 50_000 * MS;
-const TICK: u64 = 500 * MS;
+use crate::user::{Plan, User};
+use course::{END, TICK};
 
 /// How a world is made.
 #[derive(Clone, Copy, Debug)]
@@ -48,8 +44,8 @@ pub struct Options {
     pub nodes: usize,
     /// Backends.
     pub backends: usize,
-    /// Callers.
-    pub callers: usize,
+    /// Phones.
+    pub phones: usize,
     /// The planted defect.
     pub bug: Bug,
 }
@@ -66,13 +62,19 @@ pub struct Report {
 enum Event {
     Deliver { from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
     Take { node: usize, worker: usize },
-    Apply { node: usize, worker: usize, snapshot: Arc<Snapshot> },
+    Apply { node: usize, worker: usize, snapshot: Arc<Snapshot>, secrets: Secrets },
     Control(usize),
     Tick,
-    Timer { party: usize, timer: Timer },
-    Start { caller: usize, plan: Plan },
+    Timer { user: usize, timer: Timer },
+    Start { user: usize, plan: Plan },
     Fault(Fault),
-    Reload { node: usize, config: Box<Config> },
+    Reload { node: usize, reload: Reload },
+}
+
+/// The part of a node's file that the operator has changed.
+enum Reload {
+    Pools(Vec<Pool>),
+    Secrets(Secrets),
 }
 
 /// The world; see the module head.
@@ -84,18 +86,26 @@ pub struct World {
     prng: Prng,
     weather: Weather,
     whole: Config,
-    config: Config,
+    /// What the operator wants of the pools.
+    pools: Vec<Pool>,
+    /// May the operator take every backend away?
+    may_be_empty: bool,
     nodes: Vec<Node>,
-    backends: Vec<Backend>,
-    callers: Vec<Caller>,
-    /// Backends first, then callers.
+    /// Servers first, then phones.
+    users: Vec<User>,
+    /// Whose an address is.
     parties: BTreeMap<SocketAddr, usize>,
     ring_places: usize,
+    /// Datagrams that reached a node.
+    delivered: u64,
     /// An engine that never remembers, to ask what another node would say.
     stateless: Engine,
     outbox: Outbox,
     checks: Checks,
+    probes: Probes,
     report: Report,
+    /// Datagrams with this text in them are printed as they arrive.
+    traced: Option<String>,
 }
 
 impl World {
@@ -116,14 +126,19 @@ impl World {
             }
             nodes.push(Node::new(number, &config, prng.next_u64()));
         }
-        let backends: Vec<Backend> =
-            (0..options.backends).map(|i| Backend::new(Agent::new(node::backend_address(i)))).collect();
-        let callers: Vec<Caller> = (0..options.callers).map(new_caller).collect();
-        let addresses = backends.iter().map(|b| b.agent.address).chain(callers.iter().map(|c| c.agent.address));
-        let parties = addresses.enumerate().map(|(party, address)| (address, party)).collect();
-        let mut checks = Checks::default();
-        checks.callers.extend(callers.iter().map(|c| c.agent.address));
-        checks.fleet.extend(backends.iter().map(|b| b.agent.address));
+        let mut users: Vec<User> = (0..options.backends).map(course::new_server).collect();
+        users.extend((0..options.phones).map(course::new_phone));
+        let (mut checks, mut parties) = (Checks::default(), BTreeMap::new());
+        for (number, user) in users.iter_mut().enumerate() {
+            let agent = &mut user.agent;
+            agent.is_strict = prng.below(4) == 0;
+            parties.extend([(agent.address, number), (agent.dialog_address, number)]);
+            let is_server = number < options.backends;
+            if is_server { &mut checks.fleet } else { &mut checks.phones }.insert(agent.address);
+            if agent.dialog_address != agent.address {
+                checks.interfaces.insert(agent.dialog_address, agent.address);
+            }
+        }
         let stateless = node::engine(0, nodes[0].engines[0].snapshot(), &whole, 0);
         let mut world = World {
             options,
@@ -131,18 +146,21 @@ impl World {
             order: 0,
             queue: BTreeMap::new(),
             ring_places: 1 + prng.below(8) as usize,
+            may_be_empty: prng.below(3) == 0,
             prng,
             weather: Weather::FAIR,
-            config: whole.clone(),
+            pools: whole.pools.clone(),
             whole,
             nodes,
-            backends,
-            callers,
+            users,
             parties,
+            delivered: 0,
             stateless,
             outbox: node::outbox(),
             checks,
+            probes: Probes::default(),
             report: Report::default(),
+            traced: std::env::var("SIM_TRACE").ok(),
         };
         world.plan(!is_small);
         world
@@ -150,7 +168,9 @@ impl World {
 
     /// Runs to the end of time.
     pub fn run(mut self) -> Result<Report, Violation> {
-        (0..self.nodes.len()).for_each(|node| self.drain_control(node));
+        for node in 0..self.nodes.len() {
+            self.drain_control(node)?;
+        }
         while let Some(((at, _), event)) = self.queue.pop_first() {
             self.now = at;
             if at > END {
@@ -158,41 +178,23 @@ impl World {
             }
             self.step(event)?;
         }
+        self.check_sums()?;
         self.check_calls()?;
         self.check_idle()?;
-        for call in self.callers.iter().flat_map(|c| c.calls.values()) {
-            *self.report.seen.entry(format!("{} {}", call.plan.method, call.status)).or_default() += 1;
+        let seen = &mut self.report.seen;
+        for (number, user) in self.users.iter().enumerate() {
+            for call in user.calls.values() {
+                let what = if number < self.options.backends { "call of a server" } else { call.plan.method };
+                *seen.entry(format!("{what} {}", call.status)).or_default() += 1;
+            }
+        }
+        let noted = self.users.iter().flat_map(|user| &user.agent.noted).chain(&self.checks.seen);
+        noted.filter(|(_, n)| **n > 0).for_each(|(what, n)| *seen.entry((*what).to_owned()).or_default() += n);
+        let rearmed: u64 = self.nodes.iter().map(|node| node.control.counters().probes_rearmed).sum();
+        if rearmed > 0 {
+            seen.insert("stall seen through".to_owned(), rearmed);
         }
         Ok(self.report)
-    }
-
-    /// Writes the whole course of events into the queue.
-    fn plan(&mut self, sets_change: bool) {
-        for (at, fault) in faults::draw(&mut self.prng, self.options.nodes, self.options.backends, sets_change) {
-            self.at(at, Event::Fault(fault));
-        }
-        for caller in 0..self.options.callers {
-            for _ in 0..6 {
-                let plan = draw_plan(&mut self.prng);
-                let at = self.prng.below(CALM);
-                self.at(at, Event::Start { caller, plan });
-            }
-            let plan =
-                Plan { method: "INVITE", cancel_after: None, reinvites: true, hold: 2_000 * MS, must_succeed: true };
-            self.at(LIVE + caller as u64 * 10 * MS, Event::Start { caller, plan });
-        }
-        // In some runs one backend stays dead, and calls have to succeed without it.
-        let dead = (sets_change && self.prng.below(2) == 0).then(|| self.prng.below(self.options.backends as u64));
-        for backend in 0..self.options.backends {
-            let is_dead = dead == Some(backend as u64);
-            self.at(CALM, Event::Fault(if is_dead { Fault::Crash(backend) } else { Fault::Return(backend) }));
-        }
-        self.at(CALM, Event::Fault(Fault::Weather(Weather::FAIR)));
-        for node in 0..self.options.nodes {
-            let config = Box::new(self.nodes[node].control.config().clone());
-            self.at(CALM + node as u64 * MS, Event::Reload { node, config });
-        }
-        self.at(TICK, Event::Tick);
     }
 
     fn at(&mut self, time: u64, event: Event) {
@@ -210,9 +212,10 @@ impl World {
                     return self.handle(node, worker, &rx);
                 }
             }
-            Event::Apply { node, worker, snapshot } => {
+            Event::Apply { node, worker, snapshot, secrets } => {
                 if self.options.bug != Bug::DeafToHealth {
                     self.checks.note_snapshot(self.now, node * WORKERS + worker, &snapshot);
+                    self.nodes[node].known[worker] = secrets;
                     self.nodes[node].engines[worker].apply_snapshot(snapshot);
                 }
             }
@@ -220,74 +223,89 @@ impl World {
                 let node = &mut self.nodes[number];
                 node.wakes_at = None;
                 node.control.handle_timeout(node.clock(self.now));
-                self.drain_control(number);
+                return self.drain_control(number);
             }
             Event::Tick => {
-                if self.options.bug != Bug::BindingLeak {
-                    let now = self.now;
-                    self.nodes.iter_mut().for_each(|node| {
-                        let clock = node.clock(now);
-                        node.engines.iter_mut().for_each(|engine| engine.handle_timeout(clock));
-                    });
-                }
+                self.tick();
                 self.at(self.now + TICK, Event::Tick);
             }
-            Event::Timer { party, timer } => self.with_party(party, |party, io| match party {
-                Party::Backend(backend) => backend.handle_timer(io, timer),
-                Party::Caller(caller) => caller.handle_timer(io, timer),
-            }),
-            Event::Start { caller, plan } => self.with_party(self.backends.len() + caller, |party, io| {
-                if let Party::Caller(caller) = party {
-                    caller.start(io, plan);
-                }
-            }),
-            Event::Fault(fault) => self.strike(fault),
-            Event::Reload { node: number, config } => {
-                let node = &mut self.nodes[number];
-                let clock = node.clock(self.now);
-                if let Err(refusal) = node.control.apply_config(clock, *config) {
-                    return broken("reload", refusal.to_string());
-                }
-                self.drain_control(number);
-            }
+            Event::Timer { user, timer } => self.with_user(user, |user, io| user.handle_timer(io, timer)),
+            Event::Start { user, plan } => self.with_user(user, |user, io| user.start(io, plan)),
+            Event::Fault(fault) => return self.strike(fault),
+            Event::Reload { node, reload } => return self.reload(node, reload),
         }
         Ok(())
     }
 
-    fn strike(&mut self, fault: Fault) {
+    /// Lets bindings expire, as every worker does now and then.
+    fn tick(&mut self) {
+        if self.options.bug == Bug::BindingLeak {
+            return;
+        }
+        for node in &mut self.nodes {
+            let clock = node.clock(self.now);
+            node.engines.iter_mut().for_each(|engine| engine.handle_timeout(clock));
+        }
+    }
+
+    fn reload(&mut self, number: usize, reload: Reload) -> Result<(), Violation> {
+        let node = &mut self.nodes[number];
+        let mut config = node.control.config().clone();
+        match reload {
+            Reload::Pools(pools) => config.pools = pools,
+            Reload::Secrets(secrets) => {
+                node.secrets = secrets;
+                config.node.secret = Some(Secret(secrets.current));
+                let previous = secrets.previous.filter(|_| self.options.bug != Bug::PreviousRefused);
+                config.node.secret_previous = previous.map(Secret);
+            }
+        }
+        let clock = node.clock(self.now);
+        if let Err(refusal) = node.control.apply_config(clock, config) {
+            return broken("reload", refusal.to_string());
+        }
+        self.drain_control(number)
+    }
+
+    fn strike(&mut self, fault: Fault) -> Result<(), Violation> {
         self.see(match &fault {
             Fault::Weather(_) => "weather",
             Fault::Crash(_) => "crash",
             Fault::Return(_) => "return",
             Fault::Change(..) => "change",
+            Fault::Rotate(_) => "rotation",
             Fault::ClockStep { .. } => "clock step",
             Fault::Attack(_) => "attack",
         });
         match fault {
             Fault::Weather(weather) => self.weather = weather,
-            Fault::Crash(backend) => self.backends[backend].crash(),
-            Fault::Return(backend) => self.backends[backend].is_up = true,
+            Fault::Crash(backend) => self.users[backend].crash(),
+            Fault::Return(backend) => self.users[backend].is_up = true,
             Fault::Change(backend, to) => {
-                self.config = faults::change(&self.config, &self.whole, backend, to);
+                self.pools = faults::change(&self.pools, &self.whole.pools, backend, to, self.may_be_empty);
                 for node in 0..self.nodes.len() {
-                    let mut config = self.config.clone();
-                    config.node = self.nodes[node].control.config().node.clone();
                     let at = self.now + node as u64 * self.prng.below(400) * MS;
                     if at < CALM {
-                        self.at(at, Event::Reload { node, config: Box::new(config) });
+                        self.at(at, Event::Reload { node, reload: Reload::Pools(self.pools.clone()) });
                     }
                 }
             }
+            // Each node has its own moment for it; see `course.rs`.
+            Fault::Rotate(_) => {}
             Fault::ClockStep { node, by } => {
                 self.nodes[node].ahead += by;
-                self.drain_control(node);
+                return self.drain_control(node);
             }
             Fault::Attack(attack) => {
-                let (service, victim) = (node::listeners()[0], self.callers[0].agent.address);
-                let (from, bytes) = attack.datagram(&mut self.prng, service, victim);
+                let (service, victim) = (node::listeners()[0], self.users[self.options.backends].agent.address);
+                let tokens: Vec<&String> = self.checks.tokens.keys().collect();
+                let stolen = tokens.get(self.prng.below(tokens.len() as u64) as usize);
+                let stolen = stolen.map_or_else(String::new, |token| (*token).clone());
+                let (from, bytes) = attack.datagram(&mut self.prng, service, victim, &stolen);
                 self.at(self.now, Event::Deliver { from, to: service, bytes });
             }
         }
+        Ok(())
     }
 
     /// One datagram at one worker, as the shell does it, and everything that is to be checked then.
@@ -302,26 +320,30 @@ impl World {
             has_full_ring = ring.len() == self.ring_places;
             if has_full_ring {
                 node.engines[worker].handle_full_ring();
-            } else {
+            } else if self.options.bug != Bug::HandOverLost {
                 ring.push_back(Given { bytes: rx.bytes.to_vec(), source: rx.source, listener: rx.listener });
                 let at = self.now + self.prng.below(30 * MS);
                 self.at(at, Event::Take { node: number, worker: usize::from(owner) });
             }
         }
         let engine = &self.nodes[number].engines[worker];
-        let (after, snapshot) = (engine.counters(), Arc::clone(engine.snapshot()));
-        self.see_outcome(&before, &after, has_full_ring);
-        if outcome == Outcome::Done {
-            self.tamper(rx, clock, &snapshot, &mut outputs);
-        }
-        if engine_is_over_full(&self.nodes[number].engines[worker]) {
+        let (mut after, snapshot) = (engine.counters(), Arc::clone(engine.snapshot()));
+        if engine.bindings().len() > engine.bindings().capacity() {
             return broken("bindings", "more bindings than the table holds");
         }
-        let counters = [&before, &after];
-        let (now, bytes, source) = (self.now, rx.bytes, rx.source);
-        self.checks.check(&Step { now, snapshot: &snapshot, bytes, source, counters, outputs: &outputs })?;
-        if outcome == Outcome::Done && after.routed_by_binding == before.routed_by_binding {
-            self.check_twins(number, worker, rx, &snapshot, &outputs)?;
+        self.see_outcome(&before, &after, has_full_ring);
+        if outcome == Outcome::Done {
+            after = self.tamper(number, rx, clock, &snapshot, [&before, &after], &mut outputs);
+        }
+        let (now, bytes, source, secrets) = (self.now, rx.bytes, rx.source, self.nodes[number].known[worker]);
+        let is_rotated = self.checks.is_from_before_rotation(secrets, bytes);
+        let (counters, outputs_of) = ([&before, &after], &outputs);
+        let engine = number * WORKERS + worker;
+        let step = Step { engine, now, snapshot: &snapshot, secrets, bytes, source, counters, outputs: outputs_of };
+        self.checks.check(&step)?;
+        if outcome == Outcome::Done && !is_rotated {
+            let is_bound = after.routed_by_binding > before.routed_by_binding;
+            self.check_twins([number, worker], rx, &snapshot, is_bound, &outputs)?;
         }
         for Output { from, to, bytes } in outputs {
             self.send(from, to, bytes);
@@ -329,11 +351,14 @@ impl World {
         Ok(())
     }
 
-    fn drain_control(&mut self, number: usize) {
+    fn drain_control(&mut self, number: usize) -> Result<(), Violation> {
         while let Some(event) = self.nodes[number].control.poll_event() {
             match event {
                 ControlEvent::Probe { to, bytes, .. } => {
-                    let from = self.nodes[number].probe_sources[usize::from(to.is_ipv6())];
+                    let (from, ahead) =
+                        (self.nodes[number].probe_sources[usize::from(to.is_ipv6())], self.nodes[number].ahead);
+                    let branch = Message::parse(&bytes).map_or_else(String::new, |m| m.branch().to_owned());
+                    self.probes.note_probe(number, to, &branch, self.now, ahead);
                     self.send(from, to, bytes);
                 }
                 ControlEvent::Publish(snapshot) => {
@@ -341,48 +366,33 @@ impl World {
                         let node = &mut self.nodes[number];
                         let at = node.applied_at.max(self.now + self.prng.below(5 * MS));
                         node.applied_at = at;
-                        let snapshot = Arc::clone(&snapshot);
-                        self.at(at, Event::Apply { node: number, worker, snapshot });
+                        let (snapshot, secrets) = (Arc::clone(&snapshot), node.secrets);
+                        self.at(at, Event::Apply { node: number, worker, snapshot, secrets });
                     }
                 }
-                ControlEvent::BackendChanged { to, .. } => self.see(&format!("backend {to}")),
+                ControlEvent::BackendChanged { name, from, to, .. } => {
+                    self.see(&format!("backend {to}"));
+                    self.check_verdict(number, &name, [from, to])?;
+                }
             }
         }
         let node = &mut self.nodes[number];
-        let Some(deadline) = node.control.next_deadline() else { return };
+        let Some(deadline) = node.control.next_deadline() else { return Ok(()) };
         let at = deadline.0.saturating_sub(node.ahead).max(self.now);
         if node.wakes_at.is_none_or(|wakes_at| at < wakes_at) {
             node.wakes_at = Some(at);
             self.at(at, Event::Control(number));
         }
+        Ok(())
+    }
+
+    fn check_verdict(&self, node: usize, name: &str, change: [State; 2]) -> Result<(), Violation> {
+        let pool = &self.whole.pools[0];
+        let Some(backend) = pool.backends.iter().find(|backend| backend.name == name) else { return Ok(()) };
+        self.probes.check_verdict(node, backend.address, change, &pool.health)
     }
 
     fn see(&mut self, what: &str) {
         *self.report.seen.entry(what.to_owned()).or_default() += 1;
     }
-}
-
-/// Every second pair of callers speaks IPv6.
-fn new_caller(number: usize) -> Caller {
-    let host = 1 + number as u8;
-    let address = match number % 4 {
-        1 => format!("[2001:db8:c::{host}]:5062").parse().expect("an address"),
-        _ => SocketAddr::from(([203, 0, 113, 100 + host], 5060 + number as u16)),
-    };
-    Caller::new(number, address, node::listeners()[usize::from(address.is_ipv6())])
-}
-
-fn draw_plan(prng: &mut Prng) -> Plan {
-    let method = ["INVITE", "INVITE", "INVITE", "INVITE", "REGISTER", "OPTIONS", "MESSAGE"][prng.below(7) as usize];
-    Plan {
-        method,
-        cancel_after: (prng.below(4) == 0).then(|| prng.below(1_500) * MS),
-        reinvites: prng.below(3) == 0,
-        hold: (500 + prng.below(9_000)) * MS,
-        must_succeed: false,
-    }
-}
-
-fn engine_is_over_full(engine: &Engine) -> bool {
-    engine.bindings().len() > engine.bindings().capacity()
 }

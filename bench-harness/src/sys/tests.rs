@@ -38,6 +38,15 @@ fn batches_arrive_in_order_with_their_source() {
 }
 
 #[test]
+fn cpu_time_of_a_thread_is_its_own() {
+    let before = thread_cpu_time();
+    std::thread::spawn(|| while thread_cpu_time() < Duration::from_millis(20) {}).join().expect("a thread that ends");
+    let waited = thread_cpu_time() - before;
+    assert!(waited < Duration::from_millis(15), "{waited:?} for waiting");
+    while thread_cpu_time() < before + Duration::from_millis(20) {}
+}
+
+#[test]
 fn cpu_time_of_ourselves_grows() {
     let before = cpu_time(std::process::id()).expect("clock");
     let mut sum = 0u64;

@@ -7,27 +7,28 @@ use tandem::engine::Received;
 use tandem::route::snapshot::ListenerIndex;
 
 use super::{Event, World};
-use crate::agent::{Io, MS};
-use crate::backend::Backend;
-use crate::caller::Caller;
+use crate::agent::{Datagram, Io, MS};
 use crate::checks::Violation;
 use crate::faults::Weather;
 use crate::node::{self, WORKERS};
-
-/// Who is called.
-pub(super) enum Party<'a> {
-    Backend(&'a mut Backend),
-    Caller(&'a mut Caller),
-}
+use crate::planted::Bug;
+use crate::user::User;
 
 impl World {
     pub(super) fn deliver(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> Result<(), Violation> {
         let line = format!("{} {} {from} {to}", self.report.digest, self.now);
         self.report.digest = stable_hash(line.as_bytes(), bytes);
+        if let Some(wanted) = &self.traced {
+            let text = String::from_utf8_lossy(bytes);
+            if text.contains(wanted) {
+                println!("--- {} ms: {from} to {to}\n{text}", self.now / MS);
+            }
+        }
         if let Some(listener) = node::listeners().iter().position(|listener| *listener == to) {
             let path = stable_hash(b"path", format!("{from} {to}").as_bytes());
             let (node, worker) = (path as usize % self.nodes.len(), (path >> 32) as usize % WORKERS);
             let listener = ListenerIndex(listener as u16);
+            self.delivered += 1;
             return self.handle(
                 node,
                 worker,
@@ -35,40 +36,36 @@ impl World {
             );
         }
         if let Some(number) = self.nodes.iter().position(|node| node.probe_sources.contains(&to)) {
-            let node = &mut self.nodes[number];
-            node.control.handle_answer(node.clock(self.now), from, bytes);
-            self.drain_control(number);
-            return Ok(());
+            return self.deliver_probe_answer(number, from, bytes);
         }
-        if let Some(party) = self.parties.get(&to).copied() {
-            self.with_party(party, |party, io| match party {
-                Party::Backend(backend) => backend.handle(io, bytes),
-                Party::Caller(caller) => caller.handle(io, bytes),
-            });
+        if let Some(user) = self.parties.get(&to).copied() {
+            self.with_user(user, |user, io| user.handle(io, bytes));
         }
         Ok(())
     }
 
-    pub(super) fn with_party(&mut self, party: usize, act: impl FnOnce(Party<'_>, &mut Io<'_>)) {
+    fn deliver_probe_answer(&mut self, number: usize, from: SocketAddr, bytes: &[u8]) -> Result<(), Violation> {
+        let node = &mut self.nodes[number];
+        let timeout = self.whole.pools[0].health.timeout;
+        self.probes.note_answer([self.now, node.ahead], number, from, bytes, timeout);
+        // Late by less than what would pass for a stall.
+        let late = if self.options.bug == Bug::LateReading { 251 * MS } else { 0 };
+        node.control.handle_answer(node.clock(self.now + late), from, bytes);
+        self.drain_control(number)
+    }
+
+    pub(super) fn with_user(&mut self, number: usize, act: impl FnOnce(&mut User, &mut Io<'_>)) {
         let mut io = Io { now: self.now, prng: &mut self.prng, sends: Vec::new(), timers: Vec::new() };
-        let backends = self.backends.len();
-        let from = match party.checked_sub(backends) {
-            Some(caller) => {
-                act(Party::Caller(&mut self.callers[caller]), &mut io);
-                self.callers[caller].agent.address
-            }
-            None if self.backends[party].is_up => {
-                act(Party::Backend(&mut self.backends[party]), &mut io);
-                self.backends[party].agent.address
-            }
-            None => return,
-        };
+        if !self.users[number].is_up {
+            return;
+        }
+        act(&mut self.users[number], &mut io);
         let Io { sends, timers, .. } = io;
-        for (to, bytes) in sends {
+        for Datagram { from, to, bytes } in sends {
             self.send(from, to, bytes);
         }
         for (after, timer) in timers {
-            self.at(self.now + after, Event::Timer { party, timer });
+            self.at(self.now + after, Event::Timer { user: number, timer });
         }
     }
 
