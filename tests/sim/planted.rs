@@ -124,7 +124,7 @@ impl Bug {
         (Bug::WrongCaller, &["response"]),
         (Bug::RportIgnored, &["response"]),
         (Bug::CancelRehashed, &["transaction", "branch"]),
-        (Bug::Forgetful, &["transaction", "dialog", "affinity"]),
+        (Bug::Forgetful, &["transaction", "dialog", "affinity", "branch"]),
         (Bug::ChallengeMoved, &["affinity"]),
         (Bug::DialogMoved, &["dialog"]),
         (Bug::DirectionBySource, &["dialog"]),
