@@ -204,7 +204,7 @@ impl Streams {
                 if let Some(connection) = self.of_token(token) {
                     connection.is_writing = false;
                     let id = connection.id;
-                    self.dirty.push(id);
+                    self.mark_dirty(id);
                 }
             }
             StreamEvent::Connected { token, error } => self.handle_connected(token, error, ring, snapshot, counters)?,
