@@ -30,6 +30,9 @@ use crate::sip::frame::Framer;
 /// Ticks that a draining connection waits for its peer.
 const DRAIN: u32 = 10;
 
+/// What a WebSocket is told at an end that the peer did not ask for (RFC 6455 7.4.1).
+const GOING_AWAY: u16 = 1001;
+
 /// Where a connection is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -209,7 +212,7 @@ impl Connection {
                 }
                 Err(error) => {
                     tracing::debug!(peer = show(self.peer), ?error, "no PROXY header where one must be");
-                    Err(Ending::Broken)
+                    Err(Ending::Refused)
                 }
             };
         }
@@ -367,18 +370,40 @@ impl Connection {
         }
     }
 
-    /// From here on only what is queued is written.
-    pub(super) fn drain(&mut self, now: u32) {
-        if let Layers::Tls(tls) = &mut self.layers {
-            tls.close();
-            tls.take_output(&mut self.output);
+    /// Queues what TLS and WebSocket say at an end.
+    pub(super) fn say_goodbye(&mut self) {
+        match &mut self.layers {
+            Layers::Plain => {}
+            Layers::Tls(tls) => {
+                tls.close();
+                tls.take_output(&mut self.output);
+            }
+            Layers::Web(web) => {
+                web.close(GOING_AWAY);
+                web.take_output(&mut self.output);
+            }
+            Layers::WebTls(both) => {
+                let (tls, web) = &mut **both;
+                let mut last = Vec::new();
+                web.close(GOING_AWAY);
+                web.take_output(&mut last);
+                let _ = tls.send(&last);
+                tls.close();
+                tls.take_output(&mut self.output);
+            }
         }
-        self.stage = Stage::Draining;
-        self.stage_since = now;
     }
 
-    /// Takes the connection apart. What still waited to be sent is reported.
-    pub(super) fn release(mut self: Box<Self>, undelivered: &mut VecDeque<Undelivered>) -> Box<Self> {
+    /// From here on only what is queued is written. Gives back the stage it was in.
+    pub(super) fn retire(&mut self, now: u32) -> Stage {
+        if self.stage != Stage::Draining {
+            self.stage_since = now;
+        }
+        std::mem::replace(&mut self.stage, Stage::Draining)
+    }
+
+    /// Reports what waited until the connection was open.
+    pub(super) fn fail_waiting(&mut self, undelivered: &mut VecDeque<Undelivered>) {
         if let Some(waiting) = self.waiting.take() {
             let (listener, transport, destination) = (self.listener, self.id.transport(), self.peer);
             let hop = Hop { listener, transport, destination, flow: None, may_connect: true };
@@ -389,7 +414,6 @@ impl Connection {
                 start = end;
             }
         }
-        self
     }
 
     /// May messages be queued on it?

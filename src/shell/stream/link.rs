@@ -132,11 +132,15 @@ impl Streams {
         counters: &mut Counters,
     ) -> io::Result<()> {
         let now = self.tick();
-        let connecting = self.of_token(token).filter(|connection| connection.stage == Stage::Connecting);
-        let Some((id, peer)) = connecting.map(|connection| (connection.id, connection.peer)) else { return Ok(()) };
+        let connecting = self.of_token(token).map(|connection| (connection.id, connection.peer, connection.stage));
+        let Some((id, peer, stage)) = connecting else { return Ok(()) };
+        if stage != Stage::Connecting {
+            // It was given up meanwhile, and nothing else would report its end.
+            self.close(id, Ending::Broken, counters);
+            return Ok(());
+        }
         if error != 0 {
             tracing::debug!(to = %peer, error = %io::Error::from_raw_os_error(error), "connection refused");
-            counters.connects_failed += 1;
             self.close(id, Ending::Broken, counters);
             return Ok(());
         }
@@ -218,7 +222,9 @@ impl Streams {
             }
             is_configured
         });
-        gone.into_iter().for_each(|id| self.finish(id));
+        for id in gone {
+            self.finish(id, Ending::Peer);
+        }
         for (target, listener) in wanted {
             if usize::from(listener.0) >= snapshot.listeners.len() {
                 continue;

@@ -215,7 +215,10 @@ impl Streams {
     /// Takes back an inbox whose messages have been dealt with.
     pub fn put_back(&mut self, inbox: Inbox, counters: &mut Counters) {
         let Inbox { id, mut bytes, at, framing, pings, is_broken, has_ended, .. } = inbox;
-        let Some(connection) = self.of_id(id) else { return self.spare(bytes) };
+        // Of a connection that is at its end nothing is kept.
+        let Some(connection) = self.of_id(id).filter(|connection| connection.takes_messages()) else {
+            return self.spare(bytes);
+        };
         bytes.drain(..at);
         if let Framing::Stream(framer) = framing {
             connection.framer = framer;
@@ -233,7 +236,8 @@ impl Streams {
         self.spare(bytes);
         if is_broken || has_ended {
             counters.connections_broken += u64::from(is_broken);
-            return self.finish(id);
+            self.finish(id, if is_broken { Ending::Broken } else { Ending::Peer });
+            return;
         }
         if pings > 0 {
             self.mark_dirty(id);
@@ -306,57 +310,72 @@ impl Streams {
                 Ok(inbox)
             }
             Err(ending) => {
-                counters.handshakes_failed += u64::from(was_handshaking);
                 self.end_politely(id, ending, counters);
                 Ok(None)
             }
         }
     }
 
-    /// Ends a connection after what is queued has been written.
-    fn finish(&mut self, id: FlowId) {
-        let now = self.tick();
-        let Some(connection) = self.of_id(id) else { return };
-        connection.drain(now);
+    /// Ends a connection after what is queued has been written; gives back the stage it was in.
+    fn finish(&mut self, id: FlowId, ending: Ending) -> Option<Stage> {
+        self.of_id(id)?.say_goodbye();
+        let stage = self.retire(id, ending)?;
+        let connection = self.of_id(id)?;
         if connection.output.is_empty() {
             shut_down(connection.stream.as_fd(), true);
         }
         self.mark_dirty(id);
         self.hasten(id);
+        Some(stage)
     }
 
     /// Ends a connection whatever is queued; the ring reports the end.
     fn finish_now(&mut self, id: FlowId) {
+        self.retire(id, Ending::Broken);
         if let Some(connection) = self.of_id(id) {
-            connection.stage = Stage::Draining;
             shut_down(connection.stream.as_fd(), false);
         }
+        self.hasten(id);
     }
 
     /// After a fault of the peer: an alert or an HTTP error that is queued still goes out.
     fn end_politely(&mut self, id: FlowId, ending: Ending, counters: &mut Counters) {
         let has_last_words = self.of_id(id).is_some_and(|connection| !connection.output.is_empty());
         if has_last_words && ending != Ending::Broken {
-            self.finish(id);
+            let stage = self.finish(id, ending);
+            count_ending(stage, ending, counters);
         } else {
             self.close(id, ending, counters);
         }
     }
 
-    /// Removes a connection. Its descriptor goes with the next flush.
-    fn close(&mut self, id: FlowId, ending: Ending, counters: &mut Counters) {
-        let Some(connection) = self.of_id(id) else { return };
-        let place = id.slot();
-        let target = (connection.transport(), connection.peer);
-        let stage = connection.stage;
+    /// From here on a connection takes part in nothing but its own end: its handshake is over, the next message to its
+    /// target opens another, and what waited for it fails now. Gives back the stage it was in.
+    fn retire(&mut self, id: FlowId, ending: Ending) -> Option<Stage> {
+        let now = self.tick();
+        let mut undelivered = std::mem::take(&mut self.undelivered);
+        let retired = self.of_id(id).map(|connection| {
+            connection.fail_waiting(&mut undelivered);
+            (connection.retire(now), (connection.transport(), connection.peer))
+        });
+        self.undelivered = undelivered;
+        let (stage, target) = retired?;
         if stage == Stage::Handshake {
             self.handshakes -= 1;
-            counters.handshakes_failed += 1;
         }
+        self.unlink(id, target, ending, stage == Stage::Open);
+        Some(stage)
+    }
+
+    /// Removes a connection. Its descriptor goes with the next flush.
+    fn close(&mut self, id: FlowId, ending: Ending, counters: &mut Counters) {
+        let Some(stage) = self.retire(id, ending) else { return };
+        count_ending(Some(stage), ending, counters);
+        let place = id.slot();
         let Some(connection) = self.places[place as usize].take() else { return };
         self.deadlines.cancel(place);
         self.free.push(place);
-        let Connection { stream, peer, is_accepted, input, output, .. } = *connection.release(&mut self.undelivered);
+        let Connection { stream, peer, is_accepted, input, output, .. } = *connection;
         shut_down(stream.as_fd(), false);
         self.closing.push(stream);
         if is_accepted && let Some(count) = self.per_source.get_mut(&peer.ip()) {
@@ -367,7 +386,6 @@ impl Streams {
         }
         self.spare(input);
         self.spare(output);
-        self.unlink(id, target, ending, stage == Stage::Open);
     }
 
     fn set_mid_message(&mut self, id: FlowId, is_mid_message: bool) {
@@ -418,6 +436,16 @@ impl Streams {
 
     fn tick(&self) -> u32 {
         (self.now.as_millis() / TICK_MS) as u32
+    }
+}
+
+/// Counts a connection that ended before it was open, or that its peer broke.
+fn count_ending(stage: Option<Stage>, ending: Ending, counters: &mut Counters) {
+    match stage {
+        Some(Stage::Connecting) => counters.connects_failed += 1,
+        Some(Stage::Handshake) => counters.handshakes_failed += 1,
+        Some(Stage::Proxy | Stage::Open) if ending == Ending::Refused => counters.connections_broken += 1,
+        _ => {}
     }
 }
 

@@ -97,10 +97,14 @@ impl Streams {
                 if connection.output.is_empty() {
                     connection.output_since = None;
                     let unused = std::mem::take(&mut connection.output);
-                    if connection.stage == Stage::Draining {
+                    let is_draining = connection.stage == Stage::Draining;
+                    if is_draining {
                         shut_down(connection.stream.as_fd(), true);
                     }
                     self.spare(unused);
+                    if is_draining {
+                        self.hasten(id);
+                    }
                 } else {
                     connection.output_since = Some(now);
                     if is_full {
