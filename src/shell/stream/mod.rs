@@ -242,7 +242,8 @@ impl Streams {
         if pings > 0 {
             self.mark_dirty(id);
         }
-        if is_mid_message != was_mid_message {
+        // The message under way began after those that are whole: on a busy connection there is always one.
+        if is_mid_message != was_mid_message || (is_mid_message && at > 0) {
             self.set_mid_message(id, is_mid_message);
         }
     }
