@@ -4,6 +4,7 @@
 //! that nobody reads. Bounds: see [`super`].
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
@@ -27,11 +28,10 @@ impl Streams {
             return Ok(());
         };
         let listener = self.listeners[socket];
-        let count = self.per_source.get(&peer.ip()).copied().unwrap_or(0);
         let policy = Rc::clone(&self.policy);
         let acceptance = policy.acceptance(listener);
         let needs_handshake = acceptance.transport.is_secure() || acceptance.transport.is_web_socket();
-        if count as usize >= self.policy.connections_per_source
+        if !self.has_room_for(peer.ip())
             || (needs_handshake && self.handshakes >= self.policy.handshakes_max)
             || self.free.is_empty()
         {
@@ -42,7 +42,7 @@ impl Streams {
         let make = |id, policy: &_, now| Connection::accepted(id, stream, listener, peer, acceptance, policy, now);
         let Some(id) = self.place(make, acceptance.transport) else { return Ok(()) };
         counters.connections_accepted += 1;
-        *self.per_source.entry(peer.ip()).or_default() += 1;
+        self.count(peer.ip());
         if let Some(connection) = self.of_id(id) {
             ring.arm_stream_receive(token(id), connection.stream.as_fd())?;
             if connection.stage == Stage::Handshake {
@@ -50,6 +50,41 @@ impl Streams {
             }
         }
         Ok(())
+    }
+
+    /// A PROXY header has named the peer: among its connections it counts from here on. `false` when those are too many.
+    pub(super) fn recount(&mut self, id: FlowId) -> bool {
+        let Some((source, peer)) = self.of_id(id).map(|connection| (connection.source, connection.peer.ip())) else {
+            return false;
+        };
+        if !self.has_room_for(peer) {
+            return false;
+        }
+        if let Some(source) = source {
+            self.uncount(source);
+        }
+        self.count(peer);
+        if let Some(connection) = self.of_id(id) {
+            connection.source = Some(peer);
+        }
+        true
+    }
+
+    fn has_room_for(&self, source: IpAddr) -> bool {
+        self.per_source.get(&source).is_none_or(|count| (*count as usize) < self.policy.connections_per_source)
+    }
+
+    fn count(&mut self, source: IpAddr) {
+        *self.per_source.entry(source).or_default() += 1;
+    }
+
+    pub(super) fn uncount(&mut self, source: IpAddr) {
+        if let Some(count) = self.per_source.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_source.remove(&source);
+            }
+        }
     }
 
     /// Puts a new connection into a free place.

@@ -12,7 +12,7 @@
 //! connection that drains; a deadline exists in every stage.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use super::inbox::{Framing, Inbox};
@@ -82,7 +82,8 @@ pub(super) struct Connection {
     pub(super) stream: OwnedFd,
     pub(super) peer: SocketAddr,
     pub(super) listener: ListenerIndex,
-    pub(super) is_accepted: bool,
+    /// Whose connections it counts among: a front end's until its PROXY header has come; none's when opened from here.
+    pub(super) source: Option<IpAddr>,
     /// It is not closed for being idle: a link to a backend.
     is_kept: bool,
     pub(super) stage: Stage,
@@ -129,7 +130,7 @@ impl Connection {
             (Some(tls), true) => Layers::WebTls(Box::new((tls, web()))),
         };
         let mut this = Self::new(id, stream, listener, peer, layers, policy, now);
-        this.is_accepted = true;
+        this.source = Some(peer.ip());
         this.stage = if acceptance.is_proxy(peer.ip()) { Stage::Proxy } else { this.first_stage() };
         Some(this)
     }
@@ -166,7 +167,7 @@ impl Connection {
             stream,
             peer,
             listener,
-            is_accepted: false,
+            source: None,
             is_kept: false,
             stage: Stage::Connecting,
             layers,

@@ -295,6 +295,7 @@ impl Streams {
             ring.arm_stream_receive(token, connection.stream.as_fd())?;
         }
         let result = connection.receive(ring.stream_bytes(&buffer), &mut spare);
+        let is_named = connection.source.is_some_and(|source| source != connection.peer.ip());
         let is_handshaking = connection.stage == Stage::Handshake;
         let (has_output, stage) = (!connection.output.is_empty(), connection.stage);
         ring.give_back(buffer);
@@ -302,6 +303,11 @@ impl Streams {
         self.handshakes = self.handshakes + usize::from(is_handshaking) - usize::from(was_handshaking);
         if has_output {
             self.mark_dirty(id);
+        }
+        if is_named && !self.recount(id) {
+            counters.connections_refused += 1;
+            self.close(id, Ending::Broken, counters);
+            return Ok(None);
         }
         match result {
             Ok(inbox) => {
@@ -376,14 +382,11 @@ impl Streams {
         let Some(connection) = self.places[place as usize].take() else { return };
         self.deadlines.cancel(place);
         self.free.push(place);
-        let Connection { stream, peer, is_accepted, input, output, .. } = *connection;
+        let Connection { stream, source, input, output, .. } = *connection;
         shut_down(stream.as_fd(), false);
         self.closing.push(stream);
-        if is_accepted && let Some(count) = self.per_source.get_mut(&peer.ip()) {
-            *count -= 1;
-            if *count == 0 {
-                self.per_source.remove(&peer.ip());
-            }
+        if let Some(source) = source {
+            self.uncount(source);
         }
         self.spare(input);
         self.spare(output);
