@@ -240,7 +240,7 @@ impl Streams {
             return;
         }
         if pings > 0 {
-            self.mark_dirty(id);
+            self.handle_own_words(id);
         }
         // The message under way began after those that are whole: on a busy connection there is always one.
         if is_mid_message != was_mid_message || (is_mid_message && at > 0) {
@@ -302,7 +302,7 @@ impl Streams {
         self.spare(spare);
         self.handshakes = self.handshakes + usize::from(is_handshaking) - usize::from(was_handshaking);
         if has_output {
-            self.mark_dirty(id);
+            self.handle_own_words(id);
         }
         if is_named && !self.recount(id) {
             counters.connections_refused += 1;

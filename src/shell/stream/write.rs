@@ -125,6 +125,16 @@ impl Streams {
         Ok(())
     }
 
+    /// There is something to write that is no message: who asks for it again and again and does not read it is cut off
+    /// like anybody else.
+    pub(super) fn handle_own_words(&mut self, id: FlowId) {
+        let limit = self.policy.write_queue_bytes;
+        if self.of_id(id).is_some_and(|connection| connection.queued_bytes() > limit) {
+            self.finish_now(id);
+        }
+        self.mark_dirty(id);
+    }
+
     pub(super) fn queue(&mut self, id: FlowId, bytes: &[u8]) -> Sending {
         let limit = self.policy.write_queue_bytes;
         let now = self.tick();
