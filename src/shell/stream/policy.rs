@@ -36,6 +36,8 @@ pub struct Acceptance {
 #[derive(Clone)]
 pub struct StreamPolicy {
     pub(super) connections_max: usize,
+    /// Of those, places that no client gets: a link to each backend finds one however many clients there are.
+    pub(super) places_for_links: usize,
     pub(super) connections_per_source: usize,
     pub(super) write_queue_bytes: usize,
     pub(super) handshakes_max: usize,
@@ -74,8 +76,13 @@ impl StreamPolicy {
         }
         let backends = config.pools.iter().flat_map(|pool| &pool.backends);
         let proxied = backends.filter(|backend| backend.proxy_protocol != ProxyProtocol::None);
+        let links =
+            config.pools.iter().flat_map(|pool| &pool.backends).map(|backend| {
+                usize::from(backend.transport.is_stream()) + usize::from(backend.large_address.is_some())
+            });
         StreamPolicy {
             connections_max: limits.connections_max,
+            places_for_links: links.sum::<usize>().min(limits.connections_max / 2),
             connections_per_source: limits.connections_per_source,
             write_queue_bytes: limits.write_queue_bytes,
             handshakes_max: limits.handshakes_max,
