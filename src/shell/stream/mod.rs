@@ -290,7 +290,8 @@ impl Streams {
         };
         let id = connection.id;
         connection.last_active = now;
-        let was_handshaking = connection.stage == Stage::Handshake;
+        let was_in = connection.stage;
+        let was_handshaking = was_in == Stage::Handshake;
         if has_ended {
             ring.arm_stream_receive(token, connection.stream.as_fd())?;
         }
@@ -303,6 +304,9 @@ impl Streams {
         self.handshakes = self.handshakes + usize::from(is_handshaking) - usize::from(was_handshaking);
         if has_output {
             self.handle_own_words(id);
+        }
+        if stage != was_in {
+            self.hasten(id);
         }
         if is_named && !self.recount(id) {
             counters.connections_refused += 1;
