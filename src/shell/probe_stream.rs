@@ -184,7 +184,7 @@ impl Line {
             }
             socket.connect(target.address).await
         };
-        let stream = connect.await.map_err(|error: std::io::Error| {
+        let mut stream = connect.await.map_err(|error: std::io::Error| {
             tracing::debug!(to = %target.address, %error, "no connection for the probe");
             // A connection that is reset or refused is the backend's doing, as one that is not routed is.
             match classify(&error) {
@@ -199,6 +199,10 @@ impl Line {
             }
             _ => None,
         };
+        if let Ok(source) = stream.local_addr() {
+            let header = policy.proxy_header(source, target.address);
+            stream.write_all(&header).await.map_err(|_| SendError::Unreachable)?;
+        }
         let mut line = Line { stream, tls, framer: Framer::new(DATAGRAM_MAX), input: Vec::new() };
         let mut buffer = vec![0; 16 << 10];
         line.flush().await?;

@@ -9,6 +9,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use ahash::AHashMap;
@@ -18,11 +19,9 @@ use super::connection::{Connection, Ending, Stage};
 use super::{Ring, Streams, token};
 use crate::base::id::{BackendId, FlowId, Transport};
 use crate::base::time::Instant;
-use crate::config::ProxyProtocol;
 use crate::metrics::{Counters, Reason};
 use crate::route::snapshot::{ListenerIndex, Snapshot};
 use crate::route::verdict::Hop;
-use crate::shell::proxy_protocol::{self, ProxyVersion};
 use crate::shell::tls::TlsSession;
 
 const PAUSE_MIN: Duration = Duration::from_millis(200);
@@ -145,14 +144,10 @@ impl Streams {
             return Ok(());
         }
         counters.connections_opened += 1;
-        let version = self.policy.proxy_header(peer);
+        let policy = Rc::clone(&self.policy);
         let Some(connection) = self.of_id(id) else { return Ok(()) };
-        let header = match (version, snapshot.listener(connection.listener).listen.address) {
-            (ProxyProtocol::None, _) => Vec::new(),
-            // What many clients share begins with our own address.
-            (ProxyProtocol::V1, ours) => proxy_protocol::encode(ProxyVersion::V1, ours, peer),
-            (ProxyProtocol::V2, ours) => proxy_protocol::encode(ProxyVersion::V2, ours, peer),
-        };
+        // What many clients share begins with our own address.
+        let header = policy.proxy_header(snapshot.listener(connection.listener).listen.address, peer);
         connection.handle_connected(&header, now);
         ring.arm_stream_receive(token, connection.stream.as_fd())?;
         let stage = connection.stage;

@@ -14,6 +14,7 @@ use super::TICK_MS;
 use crate::base::id::Transport;
 use crate::config::{Config, ProxyProtocol};
 use crate::route::snapshot::ListenerIndex;
+use crate::shell::proxy_protocol::{self, ProxyVersion};
 use crate::shell::tls::{Connector, TlsMaterial};
 
 /// A peer that vanished without a word is noticed after about this long.
@@ -109,9 +110,13 @@ impl StreamPolicy {
         self.material.connector(pool)
     }
 
-    /// The PROXY header that a backend wants.
-    pub(super) fn proxy_header(&self, backend: SocketAddr) -> ProxyProtocol {
-        self.proxied_backends.get(&backend).copied().unwrap_or(ProxyProtocol::None)
+    /// The PROXY header with which a connection to a backend begins; empty where none is wanted.
+    pub fn proxy_header(&self, source: SocketAddr, backend: SocketAddr) -> Vec<u8> {
+        match self.proxied_backends.get(&backend) {
+            None | Some(ProxyProtocol::None) => Vec::new(),
+            Some(ProxyProtocol::V1) => proxy_protocol::encode(ProxyVersion::V1, source, backend),
+            Some(ProxyProtocol::V2) => proxy_protocol::encode(ProxyVersion::V2, source, backend),
+        }
     }
 
     /// Sets what every connection has: no delay, and an end when the peer has gone. What a socket refuses it does without.
