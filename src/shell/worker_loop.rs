@@ -301,6 +301,7 @@ impl Worker {
         while let Ok(command) = self.setup.commands.try_recv() {
             match command {
                 Command::Apply(snapshot) => {
+                    self.streams.apply_snapshot(&self.snapshot, &snapshot);
                     self.snapshot = Arc::clone(&snapshot);
                     self.setup.engine.apply_snapshot(snapshot);
                 }

@@ -1,8 +1,8 @@
 //! Connections that are opened from here: to backends, and to clients whose own connection is gone.
 //!
 //! One link a target, opened when the first message needs it. To a backend it is kept: when it ends it is opened again,
-//! after a pause that doubles with each failure, for as long as the backend is configured. While a target refuses
-//! connections, messages to it fail at once instead of waiting for the next attempt.
+//! for as long as the backend is configured; after a connect that failed, with a pause that doubles with each failure
+//! and ends when the backend's probes are good again. Meanwhile messages to it fail at once.
 //!
 //! Bound: links to backends are as many as the configuration has; all others go with their connection.
 
@@ -177,14 +177,16 @@ impl Streams {
     pub(super) fn unlink(&mut self, id: FlowId, target: Target, ending: Ending, was_open: bool) {
         let Some(link) = self.links.by_target.get_mut(&target).filter(|link| link.id == Some(id)) else { return };
         link.id = None;
-        if ending == Ending::Peer && was_open {
-            // A server that closes idle connections is not ill.
-            link.retry_at = self.now;
-            if link.backend.is_none() {
-                self.links.by_target.remove(&target);
-            }
-        } else {
-            self.fail(target);
+        if !was_open {
+            return self.fail(target);
+        }
+        // Where one stood another can be opened: a server that closes idle connections is not ill, and one that has
+        // started anew knows nothing of the old ones.
+        link.retry_at = self.now;
+        match link.backend {
+            None => drop(self.links.by_target.remove(&target)),
+            Some(backend) if ending != Ending::Peer => self.failed_backends.push(backend),
+            Some(_) => {}
         }
     }
 
@@ -196,6 +198,18 @@ impl Streams {
         match link.backend {
             Some(backend) => self.failed_backends.push(backend),
             None => drop(self.links.by_target.remove(&target)),
+        }
+    }
+
+    /// A backend that has recovered is not kept waiting for the end of a pause from before.
+    pub fn apply_snapshot(&mut self, before: &Snapshot, after: &Snapshot) {
+        let is_healthy = |snapshot: &Snapshot, id| {
+            snapshot.backend_by_id(id).is_some_and(|index| snapshot.backend(index).status.is_healthy)
+        };
+        for link in self.links.by_target.values_mut() {
+            if link.backend.is_some_and(|id| !is_healthy(before, id) && is_healthy(after, id)) {
+                link.retry_at = self.now;
+            }
         }
     }
 
