@@ -266,7 +266,8 @@ impl Streams {
                 self.deadlines.schedule(place, deadline);
                 continue;
             }
-            counters.connections_timed_out += 1;
+            // Why one drains has been counted.
+            counters.connections_timed_out += u64::from(connection.takes_messages());
             self.close(id, Ending::Timeout, counters);
         }
         self.keep_links(ring, snapshot);
