@@ -179,6 +179,8 @@ impl Engine {
             // Any worker can take it back; only the binding of another one does not learn of it.
             let rx = Received { bytes: &answer, source, listener: hop.listener, flow: None, is_taken_over: true };
             self.handle(now, &rx, outbox);
+            self.state.counters.taken_over -= 1;
+            self.state.counters.received += 1;
         }
     }
 

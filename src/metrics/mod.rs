@@ -77,7 +77,7 @@ pub const REASONS: usize = Reason::ALL.len();
 /// The counters of one worker; plain numbers, summed by the control core.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counters {
-    /// Datagrams from sockets; each also counts in exactly one of the outcomes below, here or at its owner.
+    /// Datagrams from sockets, messages of connections, and answers made for a next hop that was not reached; each also counts in exactly one of the outcomes below, here or at its owner.
     pub received: u64,
     /// Datagrams taken over from another worker.
     pub taken_over: u64,
