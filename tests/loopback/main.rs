@@ -4,14 +4,16 @@
 //! peers saw and by the counters that the process reports. One test runs at a time, since each wants the whole
 //! machine; every wait is bounded, and every process is ended by its id when its owner goes out of scope.
 //!
-//! SIPp comes with Debian's package `sip-tester` (tests/packages.txt). The sizes fit a continuous build, about two
-//! minutes in all; `TANDEM_FULL=1 cargo test --test loopback` makes 5,000 calls in each of the runs with SIPp, and sends a
-//! million broken messages. A test that fails keeps its folder of logs and message traces and says where it is.
+//! SIPp comes with Debian's package `sip-tester`, Node for the browser phone with `nodejs` and `npm` (tests/packages.txt);
+//! the phone's libraries are fetched from the npm registry once. The sizes fit a continuous build, about two
+//! minutes in all; `TANDEM_FULL=1 cargo test --test loopback` makes 5,000 calls in each of the runs with SIPp. A test
+//! that fails keeps its folder of logs and message traces and says where it is.
 
 #![allow(unreachable_pub, reason = "a test exports nothing; `pub` marks what its files share")]
 #![allow(clippy::disallowed_methods, reason = "a test waits for processes")]
 
 mod bed;
+mod browser;
 mod calls;
 mod datagrams;
 mod endpoint;

@@ -58,8 +58,13 @@ pub struct Node {
 impl Node {
     /// Starts it and waits until it serves.
     pub fn start(folder: &Path, setup: &Setup) -> Node {
-        fs::write(config_file(folder), setup.text()).unwrap();
-        let mut node = Node { child: spawn(folder, "tandem"), folder: folder.to_owned(), workers: setup.workers };
+        Node::start_with(folder, &setup.text(), setup.workers)
+    }
+
+    /// The same with a file of any kind, which asks for so many workers.
+    pub fn start_with(folder: &Path, text: &str, workers: usize) -> Node {
+        fs::write(config_file(folder), text).unwrap();
+        let mut node = Node { child: spawn(folder, "tandem"), folder: folder.to_owned(), workers };
         await_some("tandem to serve", Duration::from_secs(20), || {
             let status = node.child.try_wait().unwrap();
             assert_eq!(status, None, "tandem ended at its start: {}", node.log());

@@ -30,7 +30,12 @@ pub struct Load<'a> {
 impl Sipp {
     /// A server that takes calls; returns when its port is bound.
     pub fn backend(folder: &Path, name: &str, port: u16) -> Sipp {
-        let mut sipp = start(folder, name, "uas", port, &[]);
+        Sipp::server(folder, name, "uas", port)
+    }
+
+    /// A server with a scenario; returns when its port is bound.
+    pub fn server(folder: &Path, name: &str, scenario: &str, port: u16) -> Sipp {
+        let mut sipp = start(folder, name, scenario, port, &[]);
         await_some("SIPp to bind its port", Duration::from_secs(15), || {
             let status = sipp.child.try_wait().unwrap();
             assert_eq!(status, None, "SIPp ended at its start: {}", sipp.last_words());
