@@ -242,6 +242,11 @@ impl WebSocket {
         matches!(self.state, State::Handshaking { .. })
     }
 
+    /// Is there a message that has begun and is not whole, or a frame of any kind?
+    pub fn is_mid_message(&self) -> bool {
+        matches!(self.state, State::Open(_)) && !self.walk.is_at_rest()
+    }
+
     /// Sends Close with a code of RFC 6455 7.4.1: 1001 where Tandem goes away. Before the handshake there is nobody
     /// to tell: the connection is just over.
     pub fn close(&mut self, code: u16) {

@@ -16,6 +16,7 @@ mod bed;
 mod browser;
 mod calls;
 mod datagrams;
+mod endings;
 mod endpoint;
 mod hostile;
 mod node;

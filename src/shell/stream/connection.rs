@@ -417,6 +417,16 @@ impl Connection {
         }
     }
 
+    /// Has its peer begun what it has not finished: a message, a frame, a record?
+    pub(super) fn is_mid_message(&self) -> bool {
+        match &self.layers {
+            Layers::Plain => self.framer.is_mid_message(),
+            Layers::Tls(tls) => tls.is_mid_record() || self.framer.is_mid_message(),
+            Layers::Web(web) => web.is_mid_message(),
+            Layers::WebTls(both) => both.0.is_mid_record() || both.1.is_mid_message(),
+        }
+    }
+
     /// May messages be queued on it?
     pub(super) fn takes_messages(&self) -> bool {
         self.stage != Stage::Draining

@@ -223,8 +223,6 @@ impl Streams {
         if let Framing::Stream(framer) = framing {
             connection.framer = framer;
         }
-        let was_mid_message = connection.input_since.is_some();
-        let is_mid_message = connection.framer.is_mid_message();
         // What waits for the rest of its message takes no more room than it needs.
         let is_roomy = bytes.capacity() > 2 * bytes.len() + 1024;
         if !bytes.is_empty() && !is_roomy {
@@ -242,10 +240,7 @@ impl Streams {
         if pings > 0 {
             self.handle_own_words(id);
         }
-        // The message under way began after those that are whole: on a busy connection there is always one.
-        if is_mid_message != was_mid_message || (is_mid_message && at > 0) {
-            self.set_mid_message(id, is_mid_message);
-        }
+        self.time_message(id, at > 0);
     }
 
     /// Closes what is overdue, opens links again, and accepts again where accepting had ended.
@@ -318,6 +313,10 @@ impl Streams {
             Ok(inbox) => {
                 if was_handshaking && stage == Stage::Open {
                     self.handle_open(id);
+                }
+                // What brings messages is timed when they have been dealt with.
+                if inbox.is_none() {
+                    self.time_message(id, false);
                 }
                 Ok(inbox)
             }
@@ -397,12 +396,15 @@ impl Streams {
         self.spare(output);
     }
 
-    fn set_mid_message(&mut self, id: FlowId, is_mid_message: bool) {
+    /// Notes since when a message has been coming. It began after those that `were_whole`: on a busy connection there is
+    /// always one.
+    fn time_message(&mut self, id: FlowId, were_whole: bool) {
         let now = self.tick();
-        if let Some(connection) = self.of_id(id) {
-            connection.input_since = is_mid_message.then_some(now);
-        }
-        if is_mid_message {
+        let Some(connection) = self.of_id(id) else { return };
+        let since = connection.input_since.filter(|_| !were_whole);
+        let is_mid_message = connection.stage == Stage::Open && connection.is_mid_message();
+        connection.input_since = is_mid_message.then(|| since.unwrap_or(now));
+        if is_mid_message && since.is_none() {
             self.hasten(id);
         }
     }

@@ -180,6 +180,11 @@ impl TlsSession {
         !self.output.is_empty()
     }
 
+    /// Is there a record, or a message of the handshake, that has begun and is not whole?
+    pub fn is_mid_record(&self) -> bool {
+        !self.incoming.is_empty()
+    }
+
     /// Has the handshake not ended yet?
     pub fn is_handshaking(&self) -> bool {
         self.common().is_handshaking()
