@@ -147,7 +147,9 @@ impl Worker {
                     *quiet_since = begun;
                 }
                 if quiet_since.elapsed() > QUIET || told.elapsed() > STOP_MAX {
-                    return Ok(self.report());
+                    let report = self.report();
+                    self.streams.finish_all(&mut self.ring)?;
+                    return Ok(report);
                 }
             } else if handled == 0 && begun.duration_since(*idle_since.get_or_insert(begun)) >= self.setup.spin {
                 self.sleep()?;

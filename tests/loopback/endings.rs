@@ -1,4 +1,4 @@
-//! How connections end, by hand: by a deadline where the peer does not end what it began.
+//! How connections end, by hand: by a deadline where the peer does not end what it began, with a word where Tandem ends.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -145,4 +145,21 @@ fn ping_between_fragments_does_not_put_the_deadline_off() {
     });
     check_time("a fragment and pings", time_to_end(&mut stream));
     assert!(pinging.join().unwrap() < 40);
+}
+
+#[test]
+fn whoever_is_connected_is_told_when_tandem_ends() {
+    let place = Place::take("going-away");
+    let [ws, tls] = [(); 2].map(|()| local(free_port()));
+    let node = node(&place, &format!("ws:{ws}\", \"tls:{tls}"));
+    let mut browser = web_socket(ws);
+    let (mut session, mut phone) = tls_session(&place, tls);
+    assert!(node.stop().0.success());
+    let mut last = Vec::new();
+    browser.read_to_end(&mut last).unwrap();
+    assert_eq!(last, [0x88, 2, 3, 0xe9], "Close 1001 (RFC 6455 7.4.1)");
+    // An end without close_notify would be an error.
+    last.clear();
+    rustls::Stream::new(&mut session, &mut phone).read_to_end(&mut last).unwrap();
+    assert_eq!(last, b"");
 }

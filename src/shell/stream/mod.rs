@@ -269,6 +269,19 @@ impl Streams {
         Ok(())
     }
 
+    /// Ends all connections, each with what its peer is told about that, before the worker itself ends.
+    ///
+    /// # Errors
+    ///
+    /// As `io_uring_enter(2)`.
+    pub fn finish_all(&mut self, ring: &mut Ring) -> io::Result<()> {
+        let all: Vec<FlowId> = self.places.iter().flatten().map(|connection| connection.id).collect();
+        for id in all {
+            self.finish(id, Ending::Peer);
+        }
+        self.flush(ring)
+    }
+
     fn receive(
         &mut self,
         token: u64,
