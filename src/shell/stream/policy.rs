@@ -1,5 +1,8 @@
 //! What the configuration says about connections, as a worker needs it: limits, timeouts, what each listener demands of a
-//! new connection, how each pool's backends are reached. Made by the control core, replaced whole by a reload.
+//! new connection, how each pool's backends are reached.
+//!
+//! Made by the control core, replaced whole by a reload. Each worker has a copy of its own, so that nothing of it is
+//! shared while messages pass; only a handshake touches what the copies share.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
