@@ -1,0 +1,14 @@
+//! What must hold whatever bytes come in: the bodies of the fuzz targets.
+//!
+//! Each takes bytes, drives one edge of Tandem with them and panics on a finding. They are part of the library so that
+//! they compile in every build and so that libFuzzer (`tests/fuzz`) and the stable toolchain (`tests/fuzz_replay.rs`) run
+//! the same ones; nothing of the product calls them. A body is a pure function of its input: a crasher crashes again.
+//!
+//! | body | edge | what must hold |
+//! |---|---|---|
+//! | [`scan`] | a datagram | the scan finds what the naive reader finds, error for error and byte for byte |
+
+pub mod naive;
+mod scan;
+
+pub use scan::scan;
