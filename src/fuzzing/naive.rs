@@ -161,7 +161,7 @@ fn start_line_error(line: &[u8]) -> Option<&'static str> {
     if method.is_empty() || !method.iter().all(is_token) {
         return Some("StartLine");
     }
-    if uri.is_empty() || uri[0] == b'<' || uri.iter().any(|b| *b < 0x21) {
+    if uri.is_empty() || uri.iter().any(|b| *b < 0x21 || b"<>\"".contains(b)) {
         return Some("StartLine");
     }
     if version.eq_ignore_ascii_case(b"SIP/2.0") {
