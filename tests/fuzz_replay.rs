@@ -14,7 +14,7 @@ use tandem::base::prng::Prng;
 use tandem::fuzzing;
 
 /// Random inputs a target where `FUZZ_INPUTS` says nothing; a debug build does them in seconds.
-const INPUTS: u64 = 2_000;
+const INPUTS: u64 = 3_000;
 
 /// The largest datagram; a corpus file beyond that is none.
 const SEED_BYTES_MAX: u64 = 65_507;
@@ -28,7 +28,10 @@ struct Target {
     seeds: fn() -> Vec<Vec<u8>>,
 }
 
-const TARGETS: [Target; 1] = [Target { name: "scan", body: fuzzing::scan, seeds: messages }];
+const TARGETS: [Target; 2] = [
+    Target { name: "scan", body: fuzzing::scan, seeds: messages },
+    Target { name: "edit", body: fuzzing::edit, seeds: messages },
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -6,9 +6,13 @@
 //!
 //! | body | edge | what must hold |
 //! |---|---|---|
-//! | [`scan`] | a datagram | the scan finds what the naive reader finds, error for error and byte for byte |
+//! | [`scan()`] | a datagram | the scan finds what the naive reader finds, error for error and byte for byte |
+//! | [`edit()`] | a message on its way | every header that a proxy need not change, and the body, leave as they came |
 
+mod bench;
+mod edit;
 pub mod naive;
 mod scan;
 
+pub use edit::edit;
 pub use scan::scan;

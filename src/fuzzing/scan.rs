@@ -1,9 +1,10 @@
-//! The scanner against its naive twin, on any datagram.
+//! The scanner against its naive twin, on any datagram; and the reader of probes' answers, which has any datagram too.
 
 use std::ops::Range;
 
 use super::naive::NaiveMessage;
 use crate::base::span::Span;
+use crate::control::probe::Answer;
 use crate::sip::scan::{HeaderName, Scan, StartLine};
 
 /// So few that a short input can have too many.
@@ -23,7 +24,7 @@ const NAMES: [(HeaderName, &str); 11] = [
     (HeaderName::Contact, "contact"),
 ];
 
-/// Both readers on one datagram.
+/// All readers on one datagram.
 ///
 /// # Panics
 ///
@@ -48,6 +49,18 @@ pub fn scan(bytes: &[u8]) {
     }
     if let (Some(StartLine::Response { status }), None) = (scan.start_line(), naive.error) {
         assert_eq!(status.to_string().as_bytes(), &bytes[naive.start_line.start + 8..][..3]);
+    }
+    check_probe_answer(bytes, &naive);
+}
+
+/// What is taken for the answer to a probe is a response, and answers the probe that it names.
+fn check_probe_answer(bytes: &[u8], naive: &NaiveMessage) {
+    let Ok(answer) = Answer::decode(bytes) else { return };
+    assert!((100..700).contains(&answer.status));
+    assert!(answer.key().is_none_or(|key| answer.answers(&key)));
+    if naive.error.is_none() {
+        let start = &bytes[naive.start_line.clone()];
+        assert_eq!(Some(answer.status.to_string().as_bytes()), start.get(8..11));
     }
 }
 
