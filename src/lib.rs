@@ -7,6 +7,8 @@ pub mod config;
 pub mod control;
 pub mod demo;
 pub mod engine;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod metrics;
 pub mod route;
 pub mod shell;

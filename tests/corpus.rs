@@ -17,16 +17,14 @@ use std::time::Duration;
 use oracle::{Judgement, check_forwarded, host_ip, is_via, judge_request, list, sent_by, split_outside};
 use rig::{Fate, Rig};
 use tandem::base::span::Span;
+use tandem::fuzzing::naive::NaiveMessage;
 use tandem::metrics::Reason;
 use tandem::route::cookie::BranchInput;
 use tandem::sip::cseq::CSeq;
 use tandem::sip::via::Via;
 
-mod naive;
 mod oracle;
 mod rig;
-
-use naive::NaiveMessage;
 
 const NODE: &str = include_str!("data/messages/node.toml");
 const GOOD: &[u8] = include_bytes!("data/messages/rport-asked.sip");

@@ -21,17 +21,15 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use naive::NaiveMessage;
 use rig::{Fate, Rig, Sent};
 use tandem::base::id::{BackendId, Transport};
 use tandem::base::span::Span;
+use tandem::fuzzing::naive::NaiveMessage;
 use tandem::metrics::Reason;
 use tandem::route::cookie::{BranchInput, Cookie, TOKEN_MAX};
 use tandem::sip::cseq::CSeq;
 use tandem::sip::via::{Rport, Via};
 
-#[allow(dead_code, reason = "written for the corpora")]
-mod naive;
 mod rig;
 
 const NODE: &str = include_str!("data/messages/node.toml");

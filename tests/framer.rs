@@ -7,14 +7,13 @@
 use std::fs;
 use std::path::Path;
 
-use naive::NaiveMessage;
 use proptest::prelude::*;
 use tandem::base::prng::Prng;
+use tandem::fuzzing::naive::NaiveMessage;
 use tandem::sip::frame::{Frame, FrameError, FrameErrorKind, Framer, START_LINE_MAX};
 use tandem::sip::scan::{Scan, ScanError};
 
 #[allow(dead_code, reason = "the scanner's twin is shared with tests that ask for more of it")]
-mod naive;
 
 const MAX: usize = 65_507;
 

@@ -20,6 +20,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("cluster", 3),
     ("shell", 4),
     ("admin", 4),
+    ("fuzzing", 4),
     ("demo", 5),
     ("cli", 6),
 ];
@@ -28,7 +29,7 @@ const LAYERS: &[(&str, u8)] = &[
 const READ_BY_ALL: [&str; 2] = ["config", "metrics"];
 
 /// Layers that see no clock, no thread, no socket and no executor.
-const PURE: [&str; 6] = ["base", "sip", "route", "engine", "control", "cluster"];
+const PURE: [&str; 7] = ["base", "sip", "route", "engine", "control", "cluster", "fuzzing"];
 
 const IMPURE: [(&str, &str); 10] = [
     ("std::time::Instant", "time is told; see base/time.rs"),

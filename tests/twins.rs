@@ -1,81 +1,24 @@
 //! Fast code against its slow, obvious twin, on generated, mutated and arbitrary bytes.
 //!
-//! The scanner must find what the naive reader finds, error for error and byte for byte; each decoder must give back
+//! The scanner must find what the naive reader finds (`src/fuzzing/scan.rs`); each decoder must give back
 //! what a value was put together from; and nothing that a network can deliver makes the engine panic or break what
 //! the rig checks after each datagram. `PROPTEST_CASES` sets the number of cases a test.
 
 use std::net::SocketAddr;
 
-use naive::NaiveMessage;
 use proptest::prelude::*;
 use rig::{Fate, Rig};
 use tandem::base::span::Span;
+use tandem::fuzzing;
 use tandem::sip::cseq::CSeq;
 use tandem::sip::name_addr::NameAddr;
-use tandem::sip::scan::{HeaderName, Scan, StartLine};
+use tandem::sip::scan::Scan;
 use tandem::sip::uri::{Scheme, Uri};
 use tandem::sip::via::{Rport, Via};
 
-mod naive;
 mod rig;
 
 const NODE: &str = include_str!("data/messages/node.toml");
-const HEADERS_MAX: usize = 24;
-
-const NAMES: [(HeaderName, &str); 13] = [
-    (HeaderName::Via, "via"),
-    (HeaderName::Route, "route"),
-    (HeaderName::RecordRoute, "record-route"),
-    (HeaderName::From, "from"),
-    (HeaderName::To, "to"),
-    (HeaderName::CallId, "call-id"),
-    (HeaderName::CSeq, "cseq"),
-    (HeaderName::MaxForwards, "max-forwards"),
-    (HeaderName::ContentLength, "content-length"),
-    (HeaderName::ProxyRequire, "proxy-require"),
-    (HeaderName::Contact, "contact"),
-    (HeaderName::AssertedIdentity, "p-asserted-identity"),
-    (HeaderName::Privacy, "privacy"),
-];
-
-/// Both readers on one datagram.
-fn compare(bytes: &[u8]) -> Result<(), TestCaseError> {
-    let naive = NaiveMessage::read(bytes, HEADERS_MAX);
-    let mut scan = Scan::with_capacity(HEADERS_MAX);
-    let error = scan.scan(bytes).err().map(|error| format!("{error:?}"));
-    prop_assert_eq!(error.as_deref(), naive.error);
-    prop_assert_eq!(scan.message().start as usize, naive.start_line.start);
-    prop_assert_eq!(scan.start_line_end(), naive.start_line.end);
-    prop_assert_eq!(scan.headers_end(), naive.headers_end);
-    if error.is_none() {
-        prop_assert_eq!(scan.message().end as usize, naive.body.end);
-    }
-    let name_of = |name: HeaderName| NAMES.iter().find(|(known, _)| *known == name).map_or("?", |(_, text)| *text);
-    let found: Vec<_> = scan.headers().iter().map(|h| (name_of(h.name), h.line, h.value)).collect();
-    let span = |range: &std::ops::Range<usize>| Span::new(range.start, range.end);
-    let wanted: Vec<_> = naive
-        .headers
-        .iter()
-        .filter_map(|h| Some((NAMES.iter().find(|n| n.1 == h.name)?.1, span(&h.line), span(&h.value))))
-        .collect();
-    prop_assert_eq!(&found, &wanted);
-    for (name, text) in NAMES {
-        let of_name: Vec<_> = wanted.iter().filter(|h| h.0 == text).collect();
-        prop_assert_eq!(scan.count(name), of_name.len());
-        prop_assert_eq!(scan.first(name).map(|h| h.line), of_name.first().map(|h| h.1));
-        prop_assert_eq!(
-            scan.all(name).map(|h| h.line).collect::<Vec<_>>(),
-            of_name.iter().map(|h| h.1).collect::<Vec<_>>()
-        );
-    }
-    if let (Some(StartLine::Request { method, uri }), None) = (scan.start_line(), naive.error) {
-        let line = &bytes[naive.start_line.clone()];
-        let mut words = line.split(|b| *b == b' ');
-        prop_assert_eq!(Some(method.of(bytes)), words.next());
-        prop_assert_eq!(Some(uri.of(bytes)), words.next());
-    }
-    Ok(())
-}
 
 fn line_end() -> impl Strategy<Value = &'static str> {
     prop_oneof![12 => Just("\r\n"), 2 => Just("\n"), 1 => Just("\r"), 1 => Just("\r\n "), 1 => Just("\n\t"), 1 => Just("")]
@@ -222,22 +165,22 @@ proptest! {
 
     #[test]
     fn the_scan_finds_what_the_slow_reader_finds(bytes in message()) {
-        compare(&bytes)?;
+        fuzzing::scan(&bytes);
     }
 
     #[test]
     fn the_scan_finds_it_in_mutated_messages_too(bytes in prop_oneof![message(), own_message()], changes in mutations()) {
-        compare(&mutate(bytes, &changes))?;
+        fuzzing::scan(&mutate(bytes, &changes));
     }
 
     #[test]
     fn the_scan_finds_it_in_arbitrary_bytes_too(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        compare(&bytes)?;
+        fuzzing::scan(&bytes);
     }
 
     #[test]
     fn the_scan_finds_it_in_punctuation(text in "[aVv:\r\n \tSIP/2.0<>;,\"]{0,120}") {
-        compare(text.as_bytes())?;
+        fuzzing::scan(text.as_bytes());
     }
 
     #[test]

@@ -34,7 +34,7 @@ mod warn;
 
 pub use address::show_address;
 pub use placement::Placement;
-pub use problem::{Lines, Place, Places, Problem, Wrong};
+pub use problem::{Lines, Place, Places, Problem, TEXT_CHARS_MAX, Wrong};
 pub use reference::render_reference;
 pub use values::*;
 

@@ -7,10 +7,14 @@
 //! [`Places`] remembers where each key stands, so that a check across keys, or against the machine long after the
 //! parse, can still point at a line. A key that was not written is found at its section, and that at its parent.
 //!
-//! Invariant: no text here ever holds a secret.
+//! Invariants: no text here ever holds a secret; none is more than a line, or longer than [`TEXT_CHARS_MAX`] characters,
+//! whatever the file holds.
 
 use std::collections::BTreeMap;
 use std::fmt;
+
+/// The longest text of a problem, in characters; of a longer one the middle is left out.
+pub const TEXT_CHARS_MAX: usize = 600;
 
 /// One error or warning about a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,10 +153,25 @@ impl Places {
             line: place.line,
             column: place.column,
             key: key.to_owned(),
-            what: what.into(),
-            remedy: remedy.into(),
+            what: shown(what.into()),
+            remedy: shown(remedy.into()),
         }
     }
+}
+
+/// What a problem says, fit for one line of a log: paths and values are the file's, and may be anything.
+fn shown(text: String) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    let count = line.chars().count();
+    if count <= TEXT_CHARS_MAX {
+        return line;
+    }
+    let half = TEXT_CHARS_MAX / 2 - 2;
+    let (head, tail) = (line.chars().take(half), line.chars().skip(count - half));
+    head.chain(" ...".chars()).chain(tail).collect()
 }
 
 #[cfg(test)]
@@ -175,6 +194,16 @@ mod tests {
         assert_eq!(places.find("pool.pbx.health.timeout").line, 7);
         assert_eq!(places.find("pool.pbx.backend[2].weight").line, 7);
         assert_eq!(places.find("node.name").line, 1);
+    }
+
+    #[test]
+    fn text_of_a_problem_is_one_line_that_can_be_read() {
+        let places = Places::new("t.toml");
+        let what = format!("cannot read {}\n\u{1b}[2J: there is no such file", "a".repeat(10_000));
+        let problem = places.problem("node.secret_file", what, "write a path");
+        assert!(problem.what.starts_with("cannot read aaa") && problem.what.contains("aaa ...aaa"));
+        assert!(problem.what.ends_with("a\\n\\u{1b}[2J: there is no such file"), "{}", problem.what);
+        assert_eq!(problem.what.chars().count(), TEXT_CHARS_MAX);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::route::snapshot::{Backend, BackendIndex, ListenerIndex, Service, Snap
 use crate::route::verdict::{Forward, Hop, RouteEdit, Verdict, Why};
 use crate::sip::method::Method;
 use crate::sip::reply::Status;
-use crate::sip::scan::HeaderName;
+use crate::sip::scan::{HeaderName, is_request_uri};
 use crate::sip::uri::{Scheme, Uri};
 use crate::sip::values::values;
 use crate::sip::via::{DEFAULT_PORT, Rport, TLS_PORT};
@@ -173,11 +173,16 @@ fn read_route_set(scene: &Scene<'_>, request: &Request<'_>) -> Result<RouteSet, 
                 *own = Some(value);
                 route.read_token(scene, request, &uri);
             }
+            // A strict router behind us makes it the Request-URI.
+            _ if !is_request_uri(span.of(request.bytes)) => return Err(Reason::MalformedRoute),
             _ => route.next = Some(span),
         }
     }
     if route.edit.restores_request_uri {
         // Without a Route there is nothing to restore; the URI stays.
+        if last.is_some_and(|last| !is_request_uri(last.of(request.bytes))) {
+            return Err(Reason::MalformedRoute);
+        }
         route.target = last.or(route.target);
         route.edit.restores_request_uri = last.is_some();
         if route.next == last {

@@ -44,6 +44,17 @@ impl Class {
         Class(table)
     }
 
+    /// These but the bytes in `bytes`.
+    pub(crate) const fn without(self, bytes: &[u8]) -> Class {
+        let Class(mut table) = self;
+        let mut i = 0;
+        while i < bytes.len() {
+            table[bytes[i] as usize] = false;
+            i += 1;
+        }
+        Class(table)
+    }
+
     /// Letters, digits and the bytes in `bytes`.
     pub(crate) const fn alphanumeric_and(bytes: &[u8]) -> Class {
         let Class(mut table) = Class::of(bytes);

@@ -75,7 +75,7 @@ pub enum StartLine {
     Request {
         /// A token, in the sender's case.
         method: Span,
-        /// Not empty, free of white space; not decoded.
+        /// Not empty, free of white space, brackets and quotes; not decoded.
         uri: Span,
     },
     /// `SIP/2.0 SP status SP reason`
@@ -307,8 +307,15 @@ impl Scan {
     }
 }
 
-/// What a Request-URI may hold as far as the scan can tell: no control bytes and no white space.
-static URI: Class = Class::above(b' ');
+/// What a Request-URI may hold as far as the scan can tell: no control bytes, no white space, and nothing with which it
+/// could leave the brackets around it where a strict router makes it a Route value (RFC 3261 16.6 item 6). No URI has
+/// any of these unescaped (RFC 3261 25.1).
+static URI: Class = Class::above(b' ').without(b"<>\"");
+
+/// Can `text` stand as the Request-URI of a request line?
+pub fn is_request_uri(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(|b| URI.has(*b))
+}
 
 /// The first colon or line feed.
 ///
@@ -367,7 +374,7 @@ fn scan_start_line(bytes: &[u8], start: usize, end: usize) -> Result<StartLine, 
     if method == 0 || !line[..method].iter().all(|b| TOKEN.has(*b)) {
         return Err(ScanError::StartLine);
     }
-    if uri.is_empty() || uri[0] == b'<' || !uri.iter().all(|b| URI.has(*b)) {
+    if !is_request_uri(uri) {
         return Err(ScanError::StartLine);
     }
     match &line[version + 1..] {

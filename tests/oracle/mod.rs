@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::naive::NaiveMessage;
+use tandem::fuzzing::naive::{NaiveHeader, NaiveMessage};
 
 /// What must become of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ pub(crate) fn check_forwarded(
     if routes.as_ref().is_some_and(|routes| *routes != list(out, &is, "route")) {
         return Err(format!("Route: {routes:?} wanted, {:?} left", list(out, &is, "route")));
     }
-    let is_compared = |h: &&crate::naive::NaiveHeader| routes.is_none() || h.name != "route";
+    let is_compared = |h: &&NaiveHeader| routes.is_none() || h.name != "route";
     let mut new = is.headers.iter().filter(is_compared);
     let mut next = |what: &str| new.next().ok_or(format!("{what} is missing"));
     let start = String::from_utf8_lossy(&bytes[was.start_line.clone()]).into_owned();
@@ -130,7 +130,7 @@ pub(crate) fn check_forwarded(
     for header in was.headers.iter().filter(is_compared) {
         let line = &bytes[header.line.clone()];
         let is_top_via = header.name == "via" && !seen_via;
-        let record_line = |got: &crate::naive::NaiveHeader| {
+        let record_line = |got: &NaiveHeader| {
             let text = String::from_utf8_lossy(&out[got.line.clone()]).into_owned();
             match text.starts_with(&format!("Record-Route: <sip:{listener};lr;tk=")) && text.ends_with(">\r\n") {
                 true => Ok(()),

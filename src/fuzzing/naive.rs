@@ -1,4 +1,4 @@
-//! The slow, obvious twin of the scanner: the oracle of its tests.
+//! The slow, obvious twin of the scanner: the oracle of its tests and of its fuzz target.
 //!
 //! Splits a message into lines, joins folded ones, compares lower-cased names, and keeps everything in vectors. It
 //! shares no code with the scanner and uses nothing but the standard library. Read RFC 3261 section 7.3 beside it.
@@ -7,33 +7,33 @@ use std::ops::Range;
 
 /// One header, folded lines included.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct NaiveHeader {
+pub struct NaiveHeader {
     /// Lower case, the long form of a compact name.
-    pub(crate) name: String,
+    pub name: String,
     /// From the first byte of the name through the line end.
-    pub(crate) line: Range<usize>,
+    pub line: Range<usize>,
     /// The value without white space around it.
-    pub(crate) value: Range<usize>,
+    pub value: Range<usize>,
 }
 
 /// What the twin finds in a datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct NaiveMessage {
+pub struct NaiveMessage {
     /// The start line with its line end.
-    pub(crate) start_line: Range<usize>,
+    pub start_line: Range<usize>,
     /// Every header that has a name, in order.
-    pub(crate) headers: Vec<NaiveHeader>,
+    pub headers: Vec<NaiveHeader>,
     /// Where the empty line begins; the end of the datagram if there is none.
-    pub(crate) headers_end: usize,
+    pub headers_end: usize,
     /// The body as Content-Length cuts it; empty after an error.
-    pub(crate) body: Range<usize>,
+    pub body: Range<usize>,
     /// The name of the scanner's error that this datagram deserves.
-    pub(crate) error: Option<&'static str>,
+    pub error: Option<&'static str>,
 }
 
 impl NaiveMessage {
     /// Reads a datagram of at most `headers_max` header lines.
-    pub(crate) fn read(bytes: &[u8], headers_max: usize) -> NaiveMessage {
+    pub fn read(bytes: &[u8], headers_max: usize) -> NaiveMessage {
         let start = bytes.iter().take_while(|b| **b == b'\r' || **b == b'\n').count();
         let mut lines = Vec::new();
         let mut at = start;
@@ -73,7 +73,7 @@ impl NaiveMessage {
     }
 
     /// The values of a header in order.
-    pub(crate) fn values<'a>(&'a self, bytes: &'a [u8], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    pub fn values<'a>(&'a self, bytes: &'a [u8], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         self.headers.iter().filter(move |h| h.name == name).map(|h| &bytes[h.value.clone()])
     }
 
@@ -161,7 +161,7 @@ fn start_line_error(line: &[u8]) -> Option<&'static str> {
     if method.is_empty() || !method.iter().all(is_token) {
         return Some("StartLine");
     }
-    if uri.is_empty() || uri[0] == b'<' || uri.iter().any(|b| *b < 0x21) {
+    if uri.is_empty() || uri.iter().any(|b| *b < 0x21 || b"<>\"".contains(b)) {
         return Some("StartLine");
     }
     if version.eq_ignore_ascii_case(b"SIP/2.0") {
