@@ -28,9 +28,10 @@ struct Target {
     seeds: fn() -> Vec<Vec<u8>>,
 }
 
-const TARGETS: [Target; 2] = [
+const TARGETS: [Target; 3] = [
     Target { name: "scan", body: fuzzing::scan, seeds: messages },
     Target { name: "edit", body: fuzzing::edit, seeds: messages },
+    Target { name: "engine", body: fuzzing::engine, seeds: sequences },
 ];
 
 fn root() -> &'static Path {
@@ -69,6 +70,14 @@ fn messages() -> Vec<Vec<u8>> {
         paths.extend(files(&corpora.join(set), is_message));
     }
     read(paths)
+}
+
+/// Sequences of operations: each message alone, and random choices.
+fn sequences() -> Vec<Vec<u8>> {
+    let alone = messages().iter().map(|message| fuzzing::engine_input(message)).collect();
+    let mut prng = Prng::new(2);
+    let random = (0..200).map(|_| (0..200 + prng.below(800)).map(|_| prng.below(256) as u8).collect());
+    [alone, random.collect::<Vec<_>>()].concat()
 }
 
 /// What a finding left behind, so that it stays mended.

@@ -8,11 +8,16 @@
 //! |---|---|---|
 //! | [`scan()`] | a datagram | the scan finds what the naive reader finds, error for error and byte for byte |
 //! | [`edit()`] | a message on its way | every header that a proxy need not change, and the body, leave as they came |
+//! | [`engine()`] | all that happens to a node | no relay, no amplification, no lost count, no moved transaction, no leak |
 
 mod bench;
 mod edit;
+mod engine;
+mod feed;
+mod message;
 pub mod naive;
 mod scan;
 
 pub use edit::edit;
+pub use engine::{engine, engine_input};
 pub use scan::scan;
