@@ -48,4 +48,14 @@ impl<'a> Feed<'a> {
         self.0 = rest;
         taken
     }
+
+    /// The next `N` bytes, zeros behind the end.
+    pub(super) fn array<const N: usize>(&mut self) -> [u8; N] {
+        std::array::from_fn(|_| self.byte())
+    }
+
+    /// All that is left.
+    pub(super) fn rest(self) -> &'a [u8] {
+        self.0
+    }
 }
