@@ -340,12 +340,12 @@ fn every_rfc_is_named_by_its_number() {
 
 /// Markdown files of the repository, and where their links lead.
 fn markdown() -> Vec<Source> {
-    let mut all = ["src", "perf", "bench-harness", "config"]
+    let mut all = ["src", "perf", "bench-harness", "config", "tests"]
         .map(|folder| files(folder, "md"))
         .into_iter()
         .flatten()
         .collect::<Vec<_>>();
-    for name in ["README.md", "PERFORMANCE.md"] {
+    for name in ["README.md", "PERFORMANCE.md", "SECURITY.md"] {
         if let Ok(text) = fs::read_to_string(root().join(name)) {
             all.push(Source { path: name.to_owned(), text });
         }
