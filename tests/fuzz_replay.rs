@@ -28,10 +28,12 @@ struct Target {
     seeds: fn() -> Vec<Vec<u8>>,
 }
 
-const TARGETS: [Target; 3] = [
+const TARGETS: [Target; 5] = [
     Target { name: "scan", body: fuzzing::scan, seeds: messages },
     Target { name: "edit", body: fuzzing::edit, seeds: messages },
     Target { name: "engine", body: fuzzing::engine, seeds: sequences },
+    Target { name: "cookie", body: fuzzing::cookie, seeds: choices },
+    Target { name: "config", body: fuzzing::config, seeds: configurations },
 ];
 
 fn root() -> &'static Path {
@@ -78,6 +80,18 @@ fn sequences() -> Vec<Vec<u8>> {
     let mut prng = Prng::new(2);
     let random = (0..200).map(|_| (0..200 + prng.below(800)).map(|_| prng.below(256) as u8).collect());
     [alone, random.collect::<Vec<_>>()].concat()
+}
+
+/// Random choices of secrets, dialogs and texts.
+fn choices() -> Vec<Vec<u8>> {
+    let mut prng = Prng::new(3);
+    (0..100).map(|_| (0..100 + prng.below(300)).map(|_| prng.below(256) as u8).collect()).collect()
+}
+
+/// Configuration files: those that are shipped, and those that are broken in one way each.
+fn configurations() -> Vec<Vec<u8>> {
+    let folders = ["config", "tests/data/config", "tests/data/messages"];
+    read(folders.iter().flat_map(|folder| files(&root().join(folder), |name| name.ends_with(".toml"))).collect())
 }
 
 /// What a finding left behind, so that it stays mended.

@@ -350,7 +350,7 @@ fn markdown() -> Vec<Source> {
         .into_iter()
         .flatten()
         .collect::<Vec<_>>();
-    for name in ["README.md", "PERFORMANCE.md"] {
+    for name in ["README.md", "PERFORMANCE.md", "SECURITY.md"] {
         if let Ok(text) = fs::read_to_string(root().join(name)) {
             all.push(Source { path: name.to_owned(), text });
         }

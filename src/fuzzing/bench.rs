@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use crate::base::id::Transport;
 use crate::base::time::Instant;
 use crate::config::{Admin, Backend, Config, Secret, Surroundings, parse_in};
 use crate::engine::outbox::{Outbox, Transmit};
@@ -99,6 +100,8 @@ pub(super) struct Sent {
     pub(super) listener: ListenerIndex,
     /// Where to.
     pub(super) to: SocketAddr,
+    /// What it travels by.
+    pub(super) transport: Transport,
     /// Its payload.
     pub(super) bytes: Vec<u8>,
 }
@@ -173,7 +176,7 @@ impl Bench {
 
     fn take(&self, transmit: &Transmit) -> Sent {
         let bytes = self.outbox.bytes(transmit).to_vec();
-        Sent { listener: transmit.hop.listener, to: transmit.hop.destination, bytes }
+        Sent { listener: transmit.hop.listener, to: transmit.hop.destination, transport: transmit.hop.transport, bytes }
     }
 
     fn check_sent(&self, sent: &Sent) {

@@ -9,8 +9,12 @@
 //! | [`scan()`] | a datagram | the scan finds what the naive reader finds, error for error and byte for byte |
 //! | [`edit()`] | a message on its way | every header that a proxy need not change, and the body, leave as they came |
 //! | [`engine()`] | all that happens to a node | no relay, no amplification, no lost count, no moved transaction, no leak |
+//! | [`cookie()`] | a token, a branch | what was minted is read as it was; nothing else is read |
+//! | [`config()`] | a configuration file | refused with a place, a reason and a remedy, or good enough to run by |
 
 mod bench;
+mod config;
+mod cookie;
 mod edit;
 mod engine;
 mod feed;
@@ -18,6 +22,8 @@ mod message;
 pub mod naive;
 mod scan;
 
+pub use config::config;
+pub use cookie::cookie;
 pub use edit::edit;
 pub use engine::{engine, engine_input};
 pub use scan::scan;
