@@ -9,21 +9,14 @@
 //! the INVITE also after a provisional one, which stands in for a UAS that repeats its 2xx.
 
 use std::collections::VecDeque;
-use std::net::UdpSocket;
 
 use crate::ledger::{Failure, Kind, Ledger, Phase, Slot};
 use crate::message::{Scan, Writer, has_tag, scan, value};
-use crate::sys::{Outbox, Peer};
+use crate::network::Outlet;
 use crate::template::{CallKey, SDP, Texts, Transaction, decode_call_id, is_our_via};
 
-/// One caller socket and its texts.
+/// One caller: what it sends, without what carries it.
 pub struct Caller {
-    /// The socket.
-    pub socket: UdpSocket,
-    /// What waits to be sent on it.
-    pub outbox: Outbox,
-    /// The proxy.
-    pub target: Peer,
     /// The messages it sends.
     pub texts: Texts,
 }
@@ -38,13 +31,13 @@ pub struct Hangups {
 
 impl Caller {
     /// Sends the first request of a call that the ledger has just opened.
-    pub fn start(&mut self, ledger: &mut Ledger, key: CallKey, kind: Kind) {
+    pub fn start(&self, ledger: &mut Ledger, key: CallKey, kind: Kind, out: &mut Outlet<'_>) {
         let template = match kind {
             Kind::Call => &self.texts.invite,
             Kind::Register => &self.texts.register,
             Kind::Options => &self.texts.options,
         };
-        let is_queued = self.outbox.push(&self.target, |buffer| {
+        let is_queued = out.push(|buffer| {
             let mut writer = Writer::new(buffer);
             template.write(key, &mut writer);
             writer.finish()
@@ -52,8 +45,8 @@ impl Caller {
         ledger.counters.unsent += u64::from(!is_queued);
     }
 
-    /// Handles one datagram that arrived on this socket.
-    pub fn receive(&mut self, ledger: &mut Ledger, hangups: &mut Hangups, message: &[u8]) {
+    /// Handles one message that arrived for this caller.
+    pub fn receive(&self, ledger: &mut Ledger, hangups: &mut Hangups, message: &[u8], out: &mut Outlet<'_>) {
         ledger.counters.received += 1;
         let Some(answer) = scan(message) else {
             ledger.counters.unexpected += 1;
@@ -73,13 +66,13 @@ impl Caller {
         match (slot.phase, answer.method()) {
             (Phase::Inviting, b"INVITE") if is_ours(Transaction::Invite) => match status {
                 100..200 => {}
-                200..300 => self.establish(ledger, hangups, key, slot, &answer),
-                _ => self.give_up(ledger, key, &answer, status),
+                200..300 => self.establish(ledger, hangups, (key, slot), &answer, out),
+                _ => self.give_up(ledger, key, &answer, status, out),
             },
             (Phase::Talking | Phase::Leaving, b"INVITE") if is_ours(Transaction::Invite) => match status {
                 200..300 => {
                     ledger.counters.duplicates += 1;
-                    self.send_in_dialog(ledger, key, Transaction::Ack);
+                    self.send_in_dialog(ledger, key, Transaction::Ack, out);
                 }
                 _ if ledger.t1_ns > 0 => ledger.counters.duplicates += 1,
                 _ => ledger.counters.unexpected += 1,
@@ -91,17 +84,17 @@ impl Caller {
     }
 
     /// Sends BYE, if the call is still up.
-    pub fn hang_up(&mut self, ledger: &mut Ledger, key: CallKey) {
+    pub fn hang_up(&self, ledger: &mut Ledger, key: CallKey, out: &mut Outlet<'_>) {
         let (now_ns, t1_ns) = (ledger.now_ns, ledger.t1_ns);
         let Some(slot) = ledger.live(key) else { return };
         slot.phase = Phase::Leaving;
         slot.sent_ns = now_ns;
         (slot.again_ns, slot.again_after_ns) = (now_ns + t1_ns, t1_ns);
-        self.send_in_dialog(ledger, key, Transaction::Bye);
+        self.send_in_dialog(ledger, key, Transaction::Bye, out);
     }
 
     /// Sends the open request of a call again.
-    pub fn retransmit(&mut self, ledger: &mut Ledger, key: CallKey) {
+    pub fn retransmit(&self, ledger: &mut Ledger, key: CallKey, out: &mut Outlet<'_>) {
         let now_ns = ledger.now_ns;
         let Some(slot) = ledger.live(key) else { return };
         slot.again_after_ns = (slot.again_after_ns * 2).min(4_000_000_000);
@@ -109,13 +102,20 @@ impl Caller {
         let (phase, kind) = (slot.phase, slot.kind);
         ledger.counters.retransmissions += 1;
         match phase {
-            Phase::Inviting | Phase::Single => self.start(ledger, key, kind),
-            Phase::Leaving => self.send_in_dialog(ledger, key, Transaction::Bye),
+            Phase::Inviting | Phase::Single => self.start(ledger, key, kind, out),
+            Phase::Leaving => self.send_in_dialog(ledger, key, Transaction::Bye, out),
             Phase::Talking | Phase::Free => {}
         }
     }
 
-    fn establish(&mut self, l: &mut Ledger, hangups: &mut Hangups, key: CallKey, slot: Slot, answer: &Scan<'_>) {
+    fn establish(
+        &self,
+        l: &mut Ledger,
+        hangups: &mut Hangups,
+        (key, slot): (CallKey, Slot),
+        answer: &Scan<'_>,
+        out: &mut Outlet<'_>,
+    ) {
         if !has_tag(answer.to) || l.dialog(key.slot).learn(answer).is_none() {
             return l.fail(key, Failure::Unusable);
         }
@@ -126,27 +126,25 @@ impl Caller {
             l.latencies.setup.saturating_record(micros);
         }
         l.slot(key.slot).phase = Phase::Talking;
-        self.send_in_dialog(l, key, Transaction::Ack);
+        self.send_in_dialog(l, key, Transaction::Ack, out);
         if hangups.hold_ns == 0 {
-            self.hang_up(l, key);
+            self.hang_up(l, key, out);
         } else {
             hangups.queue.push_back((l.now_ns + hangups.hold_ns, key));
         }
     }
 
-    fn give_up(&mut self, ledger: &mut Ledger, key: CallKey, answer: &Scan<'_>, status: u16) {
+    fn give_up(&self, ledger: &mut Ledger, key: CallKey, answer: &Scan<'_>, status: u16, out: &mut Outlet<'_>) {
         let (texts, to) = (&self.texts, value(answer.to));
-        let is_queued = self
-            .outbox
-            .push(&self.target, |buffer| texts.ack_failure.render(key, texts.target_uri.as_bytes(), b"", to, buffer));
+        let is_queued = out.push(|buffer| texts.ack_failure.render(key, texts.target_uri.as_bytes(), b"", to, buffer));
         ledger.counters.unsent += u64::from(!is_queued);
         finish(ledger, key, status);
     }
 
-    fn send_in_dialog(&mut self, ledger: &mut Ledger, key: CallKey, transaction: Transaction) {
+    fn send_in_dialog(&self, ledger: &mut Ledger, key: CallKey, transaction: Transaction, out: &mut Outlet<'_>) {
         let request = if transaction == Transaction::Ack { &self.texts.ack } else { &self.texts.bye };
         let dialog = ledger.dialog(key.slot);
-        let is_queued = self.outbox.push(&self.target, |buffer| {
+        let is_queued = out.push(|buffer| {
             let (target, routes, to) = (dialog.target.as_slice(), dialog.routes.as_slice(), dialog.to.as_slice());
             request.render(key, target, routes, to, buffer)
         });

@@ -1,9 +1,12 @@
 //! The load generator: callers and backends in one thread, around one proxy.
 //!
 //! ```text
-//!   caller sockets --INVITE, ACK, BYE--> proxy --> backend sockets
-//!                  <--100, 180, 200-----       <--
+//!   callers --INVITE, ACK, BYE--> proxy --> backends
+//!           <--100, 180, 200-----       <--
 //! ```
+//!
+//! Either side speaks UDP, TCP or TLS ([`Wires`]); over connections, calls are spread over all of them and pipelined, and
+//! the clock starts when all are up.
 //!
 //! Open loop: calls start at fixed times whatever the proxy does, and latency counts from when a call *should* have
 //! started, so a stalled proxy cannot hide its stall. Closed loop: a fixed number of calls is always in progress.
@@ -11,23 +14,20 @@
 //!
 //! Bound: calls in progress are limited by [`Options::concurrency_max`]; what is due beyond waits, and its waiting
 //! counts. Cost: no allocation per message; about 1 µs of user time per message. One thread, which sleeps
-//! when there is nothing to do unless told to spin.
+//! when there is nothing to do unless told to spin. TLS costs it a copy and the cipher's time more per message.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::backend::Backend;
 use crate::caller::{Caller, Hangups};
 use crate::ledger::{Counters, Failure, Kind, Ledger, Phase};
-use crate::report::Report;
-use crate::sys::{self, Inbox, Outbox, Peer, Poll};
+use crate::network::{BATCH, Network, Party};
+use crate::report::{Connections, Report};
+use crate::sys;
 use crate::template::{CallKey, Texts};
-
-const BATCH: usize = 64;
-const OUTBOX: usize = 4 * BATCH;
-const MESSAGE_BYTES_MAX: usize = 4096;
-const SOCKET_BUFFER_BYTES: i32 = 16 << 20;
+use crate::transport::Wires;
 
 /// How calls are started.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,10 +74,12 @@ impl std::str::FromStr for Mix {
 pub struct Options {
     /// The proxy.
     pub target: SocketAddr,
-    /// How many caller sockets; at least 1.
+    /// How many callers, each with a socket or connection of its own; at least 1.
     pub callers: usize,
-    /// Addresses of the backend sockets; 1 to 254.
+    /// Addresses of the backends; 1 to 254.
     pub backends: Vec<SocketAddr>,
+    /// How callers and backends are reached.
+    pub wires: Wires,
     /// How calls start.
     pub load: Load,
     /// What they are.
@@ -90,7 +92,7 @@ pub struct Options {
     pub hold: Duration,
     /// When a request without a final answer fails.
     pub timeout: Duration,
-    /// T1, when messages are to be sent again.
+    /// T1, when messages are to be sent again; over connections they never are.
     pub t1: Option<Duration>,
     /// Calls in progress at most, in open loop; 0 derives it from the rate.
     pub concurrency_max: usize,
@@ -114,7 +116,7 @@ struct Generator {
     callers: Vec<Caller>,
     backends: Vec<Backend>,
     hangups: Hangups,
-    inbox: Inbox,
+    network: Network,
     clock: Instant,
     /// Calls due so far, in open loop.
     due: u64,
@@ -127,11 +129,9 @@ struct Generator {
 /// Runs one load and reports. `observe` is called at both edges of the window and should return quickly.
 ///
 /// # Errors
-/// When a socket cannot be bound or fails, or SIGINT or SIGTERM came (see [`sys::catch_stop_signals`]).
+/// When a socket cannot be bound or fails, a connection does not come about, or SIGINT or SIGTERM came (see [`sys::catch_stop_signals`]).
 pub fn run(options: &Options, mut observe: impl FnMut(Edge)) -> io::Result<Report> {
     let mut generator = Generator::new(options.clone())?;
-    let sockets = generator.callers.iter().map(|c| &c.socket).chain(generator.backends.iter().map(|b| &b.socket));
-    let mut poll = Poll::new(sockets);
     let mut edges: [Option<Counters>; 2] = [None, None];
     loop {
         if sys::stop_requested() {
@@ -155,32 +155,31 @@ pub fn run(options: &Options, mut observe: impl FnMut(Edge)) -> io::Result<Repor
             break;
         }
         if received == 0 && started == 0 && !generator.options.is_spinning {
-            poll.wait(generator.idle_time(is_over));
+            let timeout = generator.idle_time(is_over);
+            generator.network.wait(timeout);
         }
     }
     let [opened, closed] = edges.map(Option::unwrap_or_default);
+    let connections = Connections { accepted: generator.network.accepted(), lost: generator.network.lost() };
     let backlog = generator.backlog();
-    Ok(Report::new(&generator.options, &generator.ledger, &opened, &closed, backlog))
+    Ok(Report::new(&generator.options, &generator.ledger, [&opened, &closed], backlog, connections))
 }
 
 impl Generator {
     fn new(options: Options) -> io::Result<Generator> {
         let seed = std::process::id().wrapping_mul(0x9e37_79b1) ^ clock_seed();
-        let any = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
-        let source = if options.target.is_ipv4() { any(([127, 0, 0, 1], 0).into()) } else { any(([0; 16], 0).into()) };
-        let mut callers = Vec::with_capacity(options.callers);
-        for _ in 0..options.callers.max(1) {
-            let socket = bind_towards(source, options.target)?;
-            let texts = Texts::new(socket.local_addr()?, options.target, seed);
-            let outbox = Outbox::new(OUTBOX, MESSAGE_BYTES_MAX);
-            callers.push(Caller { socket, outbox, target: Peer::from(options.target), texts });
-        }
-        let mut backends = Vec::with_capacity(options.backends.len());
-        for (index, &address) in options.backends.iter().enumerate().take(usize::from(u8::MAX) - 1) {
-            let socket = sys::bind(address, SOCKET_BUFFER_BYTES)?;
-            let local = socket.local_addr()?;
-            backends.push(Backend::new(socket, Outbox::new(OUTBOX, MESSAGE_BYTES_MAX), index, local));
-        }
+        let (callers, backends) = (options.callers.max(1), options.backends.len().min(usize::from(u8::MAX) - 1));
+        let wires = &options.wires;
+        let mut network = Network::new(options.target, callers, &options.backends[..backends], wires)?;
+        network.connect()?;
+        let calling = |index| {
+            let local = network.caller_address(index)?;
+            Ok(Caller { texts: Texts::new(local, options.target, wires.callers, seed) })
+        };
+        let callers = (0..callers).map(calling).collect::<io::Result<Vec<_>>>()?;
+        let answering = |index| Ok(Backend::new(index, network.backend_address(index)?, wires.backends));
+        let backends = (0..backends).map(answering).collect::<io::Result<Vec<_>>>()?;
+        let t1 = options.t1.filter(|_| !wires.callers.is_stream());
         let slots = match options.load {
             Load::Closed(window) => window.max(1),
             Load::Open(_) if options.concurrency_max > 0 => options.concurrency_max,
@@ -192,9 +191,9 @@ impl Generator {
         let nanos = |time: Duration| time.as_nanos() as u64;
         let start_ns = nanos(options.warmup);
         Ok(Generator {
-            ledger: Ledger::new(slots, backends.len(), seed, options.t1.map_or(0, nanos)),
+            ledger: Ledger::new(slots, backends.len(), seed, t1.map_or(0, nanos)),
             hangups: Hangups { hold_ns: nanos(options.hold), queue: std::collections::VecDeque::with_capacity(slots) },
-            inbox: Inbox::new(BATCH, MESSAGE_BYTES_MAX),
+            network,
             clock: Instant::now(),
             due: 0,
             swept: 0,
@@ -212,28 +211,15 @@ impl Generator {
         self.ledger.now_ns
     }
 
-    /// One batch from each socket, and what follows from it. Returns how many datagrams came.
+    /// One turn of the network, and what follows from it. Returns how many messages came.
     fn exchange(&mut self) -> io::Result<usize> {
-        let mut total = 0;
-        for caller in &mut self.callers {
-            let count = self.inbox.receive(&caller.socket, false)?;
-            for index in 0..count {
-                let (message, _) = self.inbox.message(index);
-                caller.receive(&mut self.ledger, &mut self.hangups, message);
-            }
-            total += count;
-            flush(&mut self.ledger.counters, &mut caller.outbox, &caller.socket);
-        }
-        for backend in &mut self.backends {
-            let count = self.inbox.receive(&backend.socket, false)?;
-            for index in 0..count {
-                let (message, from) = self.inbox.message(index);
-                backend.receive(&mut self.ledger, message, &from);
-            }
-            total += count;
-            flush(&mut self.ledger.counters, &mut backend.answers.outbox, &backend.socket);
-        }
-        Ok(total)
+        let Generator { network, callers, backends, ledger, hangups, .. } = self;
+        let count = network.exchange(|party, message, out| match party {
+            Party::Caller(index) => callers[index].receive(ledger, hangups, message, out),
+            Party::Backend(index) => backends[index].receive(ledger, message, out),
+        })?;
+        ledger.counters.unsent += network.take_unsent();
+        Ok(count)
     }
 
     /// Starts what is due. Returns how many started.
@@ -252,11 +238,11 @@ impl Generator {
             let kind = if self.ledger.busy() < self.ledger.capacity() { self.draw_kind() } else { break };
             let Some(key) = self.ledger.open(kind, self.callers.len(), intended_ns, is_measured) else { break };
             let caller = usize::from(self.ledger.slot(key.slot).caller);
-            self.callers[caller].start(&mut self.ledger, key, kind);
+            self.callers[caller].start(&mut self.ledger, key, kind, &mut self.network.outlet(caller));
             self.due += 1;
             started += 1;
         }
-        self.flush_callers();
+        self.network.flush_callers();
         started
     }
 
@@ -285,11 +271,11 @@ impl Generator {
         {
             self.hangups.queue.pop_front();
             let caller = usize::from(self.ledger.slot(key.slot).caller);
-            self.callers[caller].hang_up(&mut self.ledger, key);
+            self.callers[caller].hang_up(&mut self.ledger, key, &mut self.network.outlet(caller));
             count += 1;
         }
         if count > 0 {
-            self.flush_callers();
+            self.network.flush_callers();
         }
     }
 
@@ -310,21 +296,16 @@ impl Generator {
                 Phase::Free | Phase::Talking => {}
                 _ if now_ns - slot.sent_ns > timeout_ns => self.ledger.fail(key, Failure::Timeout),
                 _ if self.ledger.t1_ns > 0 && now_ns >= slot.again_ns => {
-                    let caller = &mut self.callers[usize::from(slot.caller)];
-                    if caller.outbox.room() > 0 {
-                        caller.retransmit(&mut self.ledger, key);
+                    let caller = usize::from(slot.caller);
+                    let mut out = self.network.outlet(caller);
+                    if out.has_room() {
+                        self.callers[caller].retransmit(&mut self.ledger, key, &mut out);
                     }
                 }
                 _ => {}
             }
         }
-        self.flush_callers();
-    }
-
-    fn flush_callers(&mut self) {
-        for caller in &mut self.callers {
-            flush(&mut self.ledger.counters, &mut caller.outbox, &caller.socket);
-        }
+        self.network.flush_callers();
     }
 
     /// How long nothing is due: at most 1 ms, the grain of the sweep.
@@ -344,24 +325,6 @@ impl Generator {
             Load::Closed(_) => 0,
         }
     }
-}
-
-fn flush(counters: &mut Counters, outbox: &mut Outbox, socket: &UdpSocket) {
-    let queued = OUTBOX - outbox.room();
-    if queued > 0 {
-        let sent = outbox.flush(socket);
-        counters.sent += sent as u64;
-        counters.unsent += (queued - sent) as u64;
-    }
-}
-
-/// Binds to the local address from which the system would reach `target`.
-fn bind_towards(any: SocketAddr, target: SocketAddr) -> io::Result<UdpSocket> {
-    let probe = UdpSocket::bind(if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
-    probe.connect(target)?;
-    let mut local = any;
-    local.set_ip(probe.local_addr()?.ip());
-    sys::bind(local, SOCKET_BUFFER_BYTES)
 }
 
 fn clock_seed() -> u32 {

@@ -69,7 +69,7 @@ pub struct Slot {
     pub is_acked: bool,
     /// Whether it was to start inside the measuring window.
     pub is_measured: bool,
-    /// Which caller socket it uses.
+    /// Which caller makes it.
     pub caller: u16,
     /// When it should have started, in ns of the run's clock.
     pub intended_ns: u64,
@@ -179,11 +179,9 @@ pub struct Counters {
     pub probes: u64,
     /// Dialogs without any Record-Route.
     pub unrouted: u64,
-    /// Datagrams received by callers and backends, probes left out.
+    /// Messages received by callers and backends, probes left out.
     pub received: u64,
-    /// Datagrams sent.
-    pub sent: u64,
-    /// Datagrams that could not be queued or that the kernel refused.
+    /// Messages that could not be queued or that the kernel refused.
     pub unsent: u64,
 }
 

@@ -5,17 +5,23 @@
 //!
 //! What counts is CPU time per forwarded message as a ratio within one run: absolute figures drift with the machine.
 //! Walk: `generator` (the loop), `caller` and `backend` (the two ends), `ledger` (what is known about calls),
-//! `template` and `message` (their texts), `forward`, then `compare`. All unsafe code is in `sys`.
+//! `template` and `message` (their texts), `network` (their sockets), `stream` and `frame` (connections), `forward` and
+//! `splice`, then `compare`. All unsafe code is in `sys`.
 
 pub mod backend;
 pub mod caller;
 pub mod certificates;
 pub mod compare;
 pub mod forward;
+pub mod frame;
 pub mod generator;
 pub mod ledger;
 pub mod message;
+pub mod network;
 pub mod proc_fs;
 pub mod report;
+pub mod splice;
+pub mod stream;
 pub mod sys;
 pub mod template;
+pub mod transport;

@@ -51,6 +51,15 @@ pub fn is_udp_bound(address: SocketAddr) -> bool {
     udp_drops_of(address).is_some()
 }
 
+/// Whether some process listens for connections at `address`.
+pub fn is_tcp_listening(address: SocketAddr) -> bool {
+    let table = if address.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
+    let column = local_column(address);
+    let rows = fs::read_to_string(table).unwrap_or_default();
+    // State 0A is LISTEN.
+    rows.lines().map(str::split_ascii_whitespace).any(|mut row| row.nth(1) == Some(&column) && row.nth(1) == Some("0A"))
+}
+
 /// Datagrams that the kernel dropped because the socket buffer at `address` was full.
 pub fn udp_drops(address: SocketAddr) -> u64 {
     udp_drops_of(address).unwrap_or(0)
@@ -124,6 +133,11 @@ mod tests {
     fn our_own_socket_is_seen_bound() {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
         assert!(is_udp_bound(socket.local_addr().expect("address")));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let address = listener.local_addr().expect("address");
+        assert!(is_tcp_listening(address));
+        drop(listener);
+        assert!(!is_tcp_listening(address));
         assert!(group_members(u32::MAX).is_empty());
     }
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::generator::{Load, Options};
 use crate::ledger::{Counters, Failure, Ledger};
 use crate::proc_fs;
+use crate::transport::Transport;
 
 /// The outcome of one run.
 #[derive(Clone, Debug, Serialize)]
@@ -45,13 +46,23 @@ pub struct Report {
     pub without_record_route: u64,
     /// Messages sent again after a timer.
     pub retransmissions: u64,
-    /// Datagrams that the generator could not send.
+    /// What carried the callers' messages.
+    pub transport: Transport,
+    /// What carried the backends' messages.
+    pub backend_transport: Transport,
+    /// Callers, each with a socket or connection of its own.
+    pub callers: usize,
+    /// Connections that the proxy made to backends.
+    pub backend_connections: usize,
+    /// Connections that ended while they were needed.
+    pub connections_lost: usize,
+    /// Messages that the generator could not send.
     pub unsent: u64,
     /// Health probes that backends answered.
     pub probes: u64,
     /// Datagrams that full socket buffers dropped, at the proxy and at the generator.
     pub buffer_drops: u64,
-    /// Datagrams received in the window by either role: what the proxy forwarded.
+    /// Messages received in the window by either role: what the proxy forwarded.
     pub window_messages: u64,
     /// The same a second.
     pub messages_per_second: f64,
@@ -124,9 +135,24 @@ impl From<&Histogram<u64>> for Latency {
     }
 }
 
+/// What became of connections in a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Connections {
+    /// Those that the proxy made to backends.
+    pub accepted: usize,
+    /// Those that ended, on either side.
+    pub lost: usize,
+}
+
 impl Report {
     /// Puts a run together from its ledger and the counts at both edges of the window.
-    pub fn new(options: &Options, ledger: &Ledger, opened: &Counters, closed: &Counters, backlog: u64) -> Report {
+    pub fn new(
+        options: &Options,
+        ledger: &Ledger,
+        [opened, closed]: [&Counters; 2],
+        backlog: u64,
+        connections: Connections,
+    ) -> Report {
         let counters = &ledger.counters;
         let seconds = options.window.as_secs_f64();
         let window_messages = closed.received - opened.received;
@@ -152,10 +178,14 @@ impl Report {
             damaged: counters.damaged,
             without_record_route: counters.unrouted,
             retransmissions: counters.retransmissions,
+            transport: options.wires.callers,
+            backend_transport: options.wires.backends,
+            callers: options.callers.max(1),
+            backend_connections: connections.accepted,
+            connections_lost: connections.lost,
             unsent: counters.unsent,
             probes: counters.probes,
-            buffer_drops: std::iter::once(&options.target)
-                .chain(&options.backends)
+            buffer_drops: (std::iter::once(&options.target).chain(&options.backends))
                 .map(|a| proc_fs::udp_drops(*a))
                 .sum(),
             window_messages,
@@ -176,7 +206,8 @@ impl Report {
 
     /// Whether everything that was started ended well and nothing strange was seen.
     pub fn is_clean(&self) -> bool {
-        self.failed + self.backlog + self.moved + self.unexpected + self.damaged == 0 && self.completed > 0
+        let faults = self.failed + self.backlog + self.moved + self.unexpected + self.damaged;
+        faults == 0 && self.connections_lost == 0 && self.completed > 0
     }
 }
 
@@ -218,6 +249,13 @@ impl fmt::Display for Report {
             "faults      {} moved, {} unexpected, {} damaged, {} late, {} duplicate",
             self.moved, self.unexpected, self.damaged, self.late, self.duplicates
         )?;
+        if self.transport.is_stream() || self.backend_transport.is_stream() {
+            writeln!(
+                f,
+                "connections {} callers over {}, {} to backends over {}, {} lost",
+                self.callers, self.transport, self.backend_connections, self.backend_transport, self.connections_lost
+            )?;
+        }
         writeln!(
             f,
             "transport   {} retransmitted, {} unsent, {} dropped by full buffers, {} probes, {} dialogs without Record-Route",

@@ -11,7 +11,7 @@
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -263,17 +263,17 @@ fn set_option(socket: &UdpSocket, option: libc::c_int, value: libc::c_int) -> io
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A set of sockets to sleep on.
+/// A set of descriptors to sleep on.
 pub struct Poll(Vec<libc::pollfd>);
 
 impl Poll {
-    /// Watches `sockets` for datagrams. The descriptors must stay open as long as this value is used; a closed one
+    /// Watches `descriptors` for something to read. They must stay open as long as this value is used; a closed one
     /// only makes [`Poll::wait`] return at once.
-    pub fn new<'a>(sockets: impl Iterator<Item = &'a UdpSocket>) -> Poll {
-        Poll(sockets.map(|s| libc::pollfd { fd: s.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect())
+    pub fn new(descriptors: impl Iterator<Item = RawFd>) -> Poll {
+        Poll(descriptors.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect())
     }
 
-    /// Sleeps until a datagram is there, a signal comes, or `timeout` has passed.
+    /// Sleeps until something is there, a signal comes, or `timeout` has passed.
     pub fn wait(&mut self, timeout: Duration) {
         let timeout = libc::timespec {
             tv_sec: timeout.as_secs() as libc::time_t,

@@ -10,6 +10,7 @@
 use std::net::SocketAddr;
 
 use crate::message::{Writer, hex, parse_hex};
+use crate::transport::Transport;
 
 /// What tells one call from all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +124,7 @@ impl InDialog {
 /// One caller's identity, from which its texts are made.
 struct Party {
     local: SocketAddr,
+    transport: Transport,
     seed: u32,
 }
 
@@ -132,8 +134,8 @@ impl Party {
     }
 
     fn via(&self, transaction: Transaction) -> String {
-        let (local, seed) = (self.local, self.seed());
-        format!("Via: SIP/2.0/UDP {local};rport;branch=z9hG4bK{seed}{{call}}{}\r\n", transaction as u8)
+        let (local, seed, via) = (self.local, self.seed(), self.transport.via());
+        format!("Via: SIP/2.0/{via} {local};rport;branch=z9hG4bK{seed}{{call}}{}\r\n", transaction as u8)
     }
 
     fn from(&self) -> String {
@@ -145,7 +147,7 @@ impl Party {
     }
 }
 
-/// All texts of one caller socket.
+/// All texts of one caller.
 pub struct Texts {
     /// INVITE with SDP.
     pub invite: Template,
@@ -164,11 +166,11 @@ pub struct Texts {
 }
 
 impl Texts {
-    /// The texts of the caller at `local` that talks to `target`.
-    pub fn new(local: SocketAddr, target: SocketAddr, seed: u32) -> Texts {
-        let party = Party { local, seed };
+    /// The texts of the caller at `local` that talks to `target` over `transport`.
+    pub fn new(local: SocketAddr, target: SocketAddr, transport: Transport, seed: u32) -> Texts {
+        let party = Party { local, transport, seed };
         let target_uri = format!("sip:+493055501234@{target}");
-        let contact = format!("Contact: <sip:alice@{local};transport=udp>\r\n");
+        let contact = format!("Contact: <sip:alice@{local};transport={transport}>\r\n");
         let ability = "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, NOTIFY, REFER, UPDATE, MESSAGE\r\n\
             Supported: replaces, outbound, timer\r\nUser-Agent: sipbench\r\n";
         let (from, call_id) = (party.from(), party.call_id());
@@ -229,7 +231,8 @@ mod tests {
     use crate::message::{scan, value};
 
     fn texts() -> Texts {
-        Texts::new("127.0.0.1:5070".parse().expect("address"), "127.0.0.1:5060".parse().expect("address"), 7)
+        let [local, target] = ["127.0.0.1:5070", "127.0.0.1:5060"].map(|text| text.parse().expect("address"));
+        Texts::new(local, target, Transport::Udp, 7)
     }
 
     #[test]

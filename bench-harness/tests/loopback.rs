@@ -6,6 +6,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use bench_harness::generator::{self, Edge, Load, Mix, Options};
+use bench_harness::transport::Wires;
 use bench_harness::{forward, proc_fs};
 
 fn free_addresses(host: &str, count: usize) -> Vec<SocketAddr> {
@@ -26,6 +27,7 @@ fn run(host: &str, load: Load, mix: Mix, hold: Duration, t1: Option<Duration>) -
         target: listen,
         callers: 2,
         backends,
+        wires: Wires::default(),
         load,
         mix,
         warmup: Duration::from_millis(50),
@@ -79,6 +81,7 @@ fn nobody_answering_is_a_timeout_and_retransmissions() {
         target: silent.local_addr().expect("bound"),
         callers: 1,
         backends: addresses[1..].to_vec(),
+        wires: Wires::default(),
         load: Load::Closed(2),
         mix: CALLS,
         warmup: Duration::ZERO,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bench_harness::generator::{self, Load, Mix, Options};
+use bench_harness::transport::Wires;
 
 use crate::bed::local;
 use crate::node::{Backend, Node, Setup, workers};
@@ -29,6 +30,7 @@ fn dialogs_of_one_source_port_spread_over_two_workers() {
         target: setup.listen[0],
         callers: 1,
         backends,
+        wires: Wires::default(),
         load: Load::Closed(64),
         mix: Mix { invite: 1, register: 0, options: 0 },
         warmup: Duration::ZERO,

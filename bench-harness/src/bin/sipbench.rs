@@ -1,14 +1,19 @@
 //! `sipbench`: puts one load on one proxy and reports.
 //!
-//! Callers and backends are both in this process; the proxy under test must forward to the backend addresses.
+//! Callers and backends are both in this process; the proxy under test must forward to the backend addresses. Over TLS
+//! callers trust the authorities of `--ca` alone, and backends show a certificate that is made on the spot, so that the
+//! proxy must not check it, or the one of `--chain` and `--key`.
 //! Exits 0 when every call ended well, 1 when one did not, 2 when the run could not be made.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bench_harness::certificates::Authority;
 use bench_harness::generator::{self, Load, Mix, Options};
 use bench_harness::sys;
+use bench_harness::transport::{self, Transport, Wires};
 use clap::Parser;
 
 /// SIP load generator: open or closed loop, callers and backends in one process.
@@ -29,16 +34,31 @@ struct Arguments {
     /// Load before the measuring window, in seconds.
     #[arg(long, default_value_t = 1.0)]
     warmup: f64,
-    /// Number of backend sockets.
+    /// What callers speak to the proxy.
+    #[arg(long, default_value_t)]
+    transport: Transport,
+    /// What the proxy speaks to backends [default: what callers speak].
+    #[arg(long)]
+    backend_transport: Option<Transport>,
+    /// The authorities of the proxy's certificate, in PEM; with --transport tls.
+    #[arg(long, required_if_eq("transport", "tls"))]
+    ca: Option<PathBuf>,
+    /// The certificate that backends show, in PEM.
+    #[arg(long, requires = "key")]
+    chain: Option<PathBuf>,
+    /// Its key, in PEM.
+    #[arg(long, requires = "chain")]
+    key: Option<PathBuf>,
+    /// Number of backends.
     #[arg(long, default_value_t = 2)]
     backends: u8,
     /// First backend port; the others follow. Or all of them, joined by commas.
     #[arg(long, value_delimiter = ',', default_value = "7001")]
     backend_ports: Vec<u16>,
-    /// Address of the backend sockets.
+    /// Address of the backends.
     #[arg(long, default_value = "127.0.0.1")]
     backend_address: IpAddr,
-    /// Number of caller sockets, on ports that the system picks.
+    /// Number of callers, each with a socket or connection of its own, on ports that the system picks.
     #[arg(long, default_value_t = 1)]
     callers: u16,
     /// Relative weights of what is sent.
@@ -68,6 +88,24 @@ struct Arguments {
 }
 
 impl Arguments {
+    fn wires(&self) -> anyhow::Result<Wires> {
+        let backends = self.backend_transport.unwrap_or(self.transport);
+        let tls_server = match (&self.chain, &self.key) {
+            _ if backends != Transport::Tls => None,
+            (Some(chain), Some(key)) => Some(transport::tls_server_from(chain, key)?),
+            _ => {
+                let made = Authority::new("sipbench")?.issue(&[&self.backend_address.to_string()])?;
+                Some(transport::tls_server(made.chain.as_bytes(), made.key.as_bytes())?)
+            }
+        };
+        Ok(Wires {
+            callers: self.transport,
+            backends,
+            tls_client: self.ca.as_deref().map(transport::tls_client_from).transpose()?,
+            tls_server,
+        })
+    }
+
     fn options(&self) -> Result<Options, String> {
         let ports: Vec<u16> = match self.backend_ports[..] {
             [first] => (0..u16::from(self.backends)).map_while(|n| first.checked_add(n)).collect(),
@@ -94,6 +132,7 @@ impl Arguments {
             target: self.target,
             callers: self.callers.into(),
             backends: ports.into_iter().map(|port| SocketAddr::new(self.backend_address, port)).collect(),
+            wires: self.wires().map_err(|error| format!("{error:#}"))?,
             load,
             mix: self.mix,
             warmup: seconds("warmup", self.warmup)?,

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::generator::{self, Edge, Load, Mix, Options};
 use crate::sys;
+use crate::transport::Wires;
 
 pub mod arm;
 pub mod record;
@@ -150,6 +151,7 @@ fn measure(arguments: &Arguments, bench: &Bench, arm: Arm, round: usize) -> Resu
         target: listen,
         callers: 1,
         backends: backends.to_vec(),
+        wires: Wires::default(),
         load: arguments.rate.map_or(Load::Closed(arguments.window), Load::Open),
         mix: arguments.mix,
         warmup: seconds(arguments.warmup)?,
