@@ -13,8 +13,6 @@ use tandem::fuzzing::naive::NaiveMessage;
 use tandem::sip::frame::{Frame, FrameError, FrameErrorKind, Framer, START_LINE_MAX};
 use tandem::sip::scan::{Scan, ScanError};
 
-#[allow(dead_code, reason = "the scanner's twin is shared with tests that ask for more of it")]
-
 const MAX: usize = 65_507;
 
 /// A stream as frames, and how it ended: with an error, or waiting in or between messages.

@@ -14,6 +14,8 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 
+use crate::certificates::Files;
+use crate::transport::{self, Transport, Wires};
 use crate::{proc_fs, sys};
 
 /// A proxy under test.
@@ -52,6 +54,12 @@ pub struct Bench {
     pub proxy_core: usize,
     /// The core of the generator, and of Tandem's control thread.
     pub generator_core: usize,
+    /// What callers speak to every arm.
+    pub transport: Transport,
+    /// What every arm speaks to backends.
+    pub backend_transport: Transport,
+    /// What arms and backends show where TLS is spoken, and who signed it.
+    pub certificates: Option<Files>,
 }
 
 impl Bench {
@@ -61,6 +69,9 @@ impl Bench {
     /// With what to install or build.
     pub fn check(&self, arm: Arm) -> Result<()> {
         match arm {
+            Arm::Bare if self.transport != self.backend_transport => {
+                bail!("the bare forwarder speaks alike on both sides: leave it out (--arms tandem,kamailio)")
+            }
             Arm::Bare => {}
             Arm::Tandem if !self.tandem.is_file() => {
                 bail!(
@@ -76,6 +87,27 @@ impl Bench {
             Arm::Kamailio | Arm::KamailioTm => {}
         }
         Ok(())
+    }
+
+    /// How the generator reaches both sides of every arm.
+    ///
+    /// # Errors
+    /// When certificates cannot be read.
+    pub fn wires(&self) -> Result<Wires> {
+        let files = self.certificates.as_ref();
+        Ok(Wires {
+            callers: self.transport,
+            backends: self.backend_transport,
+            tls_client: files.map(|files| transport::tls_client_from(&files.ca)).transpose()?,
+            tls_server: files.map(|files| transport::tls_server_from(&files.chain, &files.key)).transpose()?,
+        })
+    }
+
+    /// What an arm listens for: callers, and, where that differs, what backends answer on.
+    fn listens(&self) -> Vec<Transport> {
+        let mut all = vec![self.transport, self.backend_transport];
+        all.dedup();
+        all
     }
 
     /// The version that `arm` reports.
@@ -102,7 +134,7 @@ impl Bench {
         sys::isolate(&mut command, if arm == Arm::Tandem { &cores } else { &cores[..1] });
         let child = command.spawn().with_context(|| format!("cannot start {}", arm.name()))?;
         let mut running = Running { child };
-        running.wait_until_bound(listen).with_context(|| {
+        running.wait_until_bound(listen, self.transport).with_context(|| {
             let text = fs::read_to_string(&log).unwrap_or_default();
             let tail: Vec<&str> = text.lines().rev().take(5).collect();
             format!("{} did not start: {}", arm.name(), tail.into_iter().rev().collect::<Vec<_>>().join(" | "))
@@ -119,34 +151,63 @@ impl Bench {
         };
         match arm {
             Arm::Bare => {
-                command.args(["forward", "--listen", &listen.to_string(), "--backends"]);
-                command.arg(join(&|backend| backend.to_string(), ","));
+                command.args(["forward", "--transport", self.transport.name(), "--listen", &listen.to_string()]);
+                command.arg("--backends").arg(join(&|backend| backend.to_string(), ","));
             }
             Arm::Tandem => {
-                let backend = |backend: &SocketAddr| {
-                    format!("[[pool.backend]]\nname = \"b{0}\"\naddress = \"udp:{backend}\"\n", backend.port())
-                };
-                let text = include_str!("../../peers/tandem.toml")
-                    .replace("@WORKER_CORE@", &self.proxy_core.to_string())
-                    .replace("@CONTROL_CORE@", &self.generator_core.to_string())
-                    .replace("@LISTEN@", &listen.to_string())
-                    .replace("@BACKENDS@", &join(&backend, ""));
+                let text = self.tandem_toml(listen, backends);
                 command.args(["run", "-c"]).arg(self.write("tandem.toml", &text)?);
             }
             Arm::Kamailio | Arm::KamailioTm => {
-                let list = join(&|backend| format!("1 sip:{backend} 0 0 weight=50\n"), "");
-                let list = self.write("dispatcher.list", &list)?;
                 let (template, shared) = match arm {
                     Arm::KamailioTm => (include_str!("../../peers/kam_tm.cfg"), "2048"),
                     _ => (include_str!("../../peers/kam_sl.cfg"), "512"),
                 };
-                let text =
-                    template.replace("@LISTEN@", &listen.to_string()).replace("@DISPATCHER@", &list.to_string_lossy());
+                let transport = self.backend_transport;
+                let list = join(&|backend| format!("1 sip:{backend};transport={transport} 0 0 weight=50\n"), "");
+                let list = self.write("dispatcher.list", &list)?;
+                let text = self.kamailio_cfg(template, listen, &list);
                 command.arg("-DD").arg("-E").arg("-f").arg(self.write("kamailio.cfg", &text)?);
                 command.args(["-m", shared, "-M", "64", "-x", "fm", "-X", "fm", "-b", "4194304"]);
+                let defines = [
+                    ("WITH_STREAMS", self.listens().iter().any(|transport| transport.is_stream())),
+                    ("WITH_TLS", self.certificates.is_some()),
+                ];
+                for (define, _) in defines.iter().filter(|(_, is_set)| *is_set) {
+                    command.args(["-A", define]);
+                }
             }
         }
         Ok(command)
+    }
+
+    fn tandem_toml(&self, listen: SocketAddr, backends: &[SocketAddr]) -> String {
+        let listens = self.listens().iter().map(|t| format!("\"{t}:{listen}\"")).collect::<Vec<_>>().join(", ");
+        let backend = |backend: &SocketAddr| {
+            let (port, transport) = (backend.port(), self.backend_transport);
+            format!("[[pool.backend]]\nname = \"b{port}\"\naddress = \"{transport}:{backend}\"\n")
+        };
+        let certificate = self.certificates.as_ref().map_or(String::new(), |files| {
+            format!("[[certificate]]\nchain = \"{}\"\nkey = \"{}\"\n", files.chain.display(), files.key.display())
+        });
+        include_str!("../../peers/tandem.toml")
+            .replace("@WORKER_CORE@", &self.proxy_core.to_string())
+            .replace("@CONTROL_CORE@", &self.generator_core.to_string())
+            .replace("@CERTIFICATE@\n", &certificate)
+            .replace("@LISTEN@", &listens)
+            .replace("@BACKENDS@\n", &backends.iter().map(backend).collect::<String>())
+    }
+
+    fn kamailio_cfg(&self, template: &str, listen: SocketAddr, list: &Path) -> String {
+        let listens: Vec<String> = self.listens().iter().map(|t| format!("listen={t}:{listen}")).collect();
+        let (chain, key) = self.certificates.as_ref().map_or_else(Default::default, |files| {
+            (files.chain.to_string_lossy().into_owned(), files.key.to_string_lossy().into_owned())
+        });
+        template
+            .replace("@LISTEN@", &listens.join("\n"))
+            .replace("@DISPATCHER@", &list.to_string_lossy())
+            .replace("@CHAIN@", &chain)
+            .replace("@KEY@", &key)
     }
 
     fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
@@ -193,9 +254,10 @@ impl Running {
         usage
     }
 
-    fn wait_until_bound(&mut self, listen: SocketAddr) -> Result<()> {
+    fn wait_until_bound(&mut self, listen: SocketAddr, transport: Transport) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(15);
-        while !proc_fs::is_udp_bound(listen) {
+        let is_bound = if transport.is_stream() { proc_fs::is_tcp_listening } else { proc_fs::is_udp_bound };
+        while !is_bound(listen) {
             if let Some(status) = self.child.try_wait()? {
                 bail!("it ended with {status}");
             }
@@ -221,5 +283,46 @@ impl Drop for Running {
         sys::signal_group(leader, libc::SIGKILL);
         // An error here means that the child is gone already.
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_have_no_gaps_and_speak_what_is_compared() {
+        let (listen, backends) =
+            ("127.0.0.1:5060".parse().expect("address"), ["127.0.0.1:7001".parse().expect("address")]);
+        let at = |name: &str| PathBuf::from("/dir").join(name);
+        let files = Files {
+            ca: at("ca"),
+            chain: at("chain"),
+            key: at("key"),
+            client_chain: at("client"),
+            client_key: at("client-key"),
+        };
+        use Transport::{Tcp, Tls, Udp};
+        for (transport, backend_transport) in [(Udp, Udp), (Tcp, Tcp), (Tls, Tls), (Tcp, Udp), (Udp, Tls)] {
+            let has_tls = [transport, backend_transport].contains(&Tls);
+            let bench = Bench {
+                tandem: PathBuf::new(),
+                scratch: PathBuf::new(),
+                proxy_core: 0,
+                generator_core: 1,
+                transport,
+                backend_transport,
+                certificates: has_tls.then(|| files.clone()),
+            };
+            let toml = bench.tandem_toml(listen, &backends);
+            let cfg = bench.kamailio_cfg(include_str!("../../peers/kam_sl.cfg"), listen, Path::new("/dir/list"));
+            assert!(!toml.contains('@') && !cfg.contains('@'), "{toml}\n{cfg}");
+            assert!(toml.contains(&format!("address = \"{backend_transport}:127.0.0.1:7001\"")), "{toml}");
+            assert_eq!(toml.contains("chain = \"/dir/chain\""), has_tls, "{toml}");
+            for spoken in [transport, backend_transport] {
+                assert!(toml.contains(&format!("\"{spoken}:127.0.0.1:5060\"")), "{toml}");
+                assert!(cfg.contains(&format!("listen={spoken}:127.0.0.1:5060\n")), "{cfg}");
+            }
+        }
     }
 }

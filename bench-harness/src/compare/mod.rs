@@ -4,18 +4,22 @@
 //! rotates from round to round, so that a drift of the machine meets all arms alike. The generator runs on the other
 //! core, in this process. The result is CPU time of the arm's whole process group per forwarded message.
 //!
+//! Over connections all arms have as many from callers, kept alive and spread over all calls, and TLS of one version and
+//! cipher suite with the same certificate; the report has how many connections each arm made to the backends.
+//!
 //! The bare forwarder is about as fast as the generator, so it may not be saturated: see the busy share beside it. A
 //! proxy that waits pays for more wake-ups per message, so a floor measured like that is, if anything, too high.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::certificates::write_files;
 use crate::generator::{self, Edge, Load, Mix, Options};
 use crate::sys;
-use crate::transport::Wires;
+use crate::transport::Transport;
 
 pub mod arm;
 pub mod record;
@@ -23,6 +27,9 @@ pub mod summary;
 
 use arm::{Arm, Bench, Usage};
 use summary::{FAILED_SHARE_MAX, Measurement};
+
+/// Callers over connections: enough that no proxy sees one long stream, few enough that each is busy.
+const STREAM_CALLERS: u16 = 16;
 
 /// What `compare` is asked for.
 #[derive(clap::Args)]
@@ -48,6 +55,15 @@ pub struct Arguments {
     /// Relative weights of what is sent.
     #[arg(long, default_value = "invite=1,register=0,options=0")]
     mix: Mix,
+    /// What callers and backends speak, with all arms.
+    #[arg(long, default_value_t)]
+    transport: Transport,
+    /// What backends speak instead.
+    #[arg(long)]
+    backend_transport: Option<Transport>,
+    /// Callers, each with a socket or connection of its own [default: 1 over udp, 16 over tcp and tls].
+    #[arg(long)]
+    callers: Option<u16>,
     /// Number of backends.
     #[arg(long, default_value_t = 2)]
     backends: u8,
@@ -89,19 +105,30 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let root = repository();
     let scratch = Scratch(std::env::temp_dir().join(format!("bench-harness-{}", std::process::id())));
     std::fs::create_dir_all(&scratch.0).context("cannot make a temporary directory")?;
+    let transports = (arguments.transport, arguments.backend_transport.unwrap_or(arguments.transport));
+    if transports.0 != transports.1 && transports.0.is_stream() && transports.1.is_stream() {
+        // Every arm listens on one port, which is one of them or the other.
+        bail!("--transport and --backend-transport: tcp on one side and tls on the other is not compared");
+    }
+    let has_tls = transports.0 == Transport::Tls || transports.1 == Transport::Tls;
+    let certificates = has_tls.then(|| write_files(&scratch.0, &["127.0.0.1"])).transpose()?;
     let bench = Bench {
         tandem: arguments.tandem.clone().unwrap_or_else(|| root.join("target/release/tandem")),
         scratch: scratch.0.clone(),
         proxy_core: arguments.proxy_core,
         generator_core: arguments.generator_core,
+        transport: transports.0,
+        backend_transport: transports.1,
+        certificates,
     };
-    if arguments.rounds == 0 || arguments.arms.is_empty() || arguments.backends == 0 || arguments.window == 0 {
-        bail!("--rounds, --arms, --backends and --window are at least 1");
+    let counts = [arguments.rounds, arguments.arms.len(), arguments.backends.into(), arguments.window];
+    if counts.contains(&0) || arguments.callers == Some(0) {
+        bail!("--rounds, --arms, --backends, --window and --callers are at least 1");
     }
     for &arm in &arguments.arms {
         bench.check(arm)?;
     }
-    let setup = record::Setup::new(&root, &bench, &arguments.arms);
+    let setup = record::Setup::new(&root, &bench, &arguments.arms, arguments.callers());
     let core = arguments.generator_core;
     sys::pin(&[core]).with_context(|| format!("cannot pin the generator to core {core}: the comparison needs two"))?;
     let all = measure_all(arguments, &bench)?;
@@ -116,6 +143,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     match lines.iter().find(|line| line.valid == 0) {
         Some(line) => bail!("{}: no valid round", line.arm.name()),
         None => Ok(()),
+    }
+}
+
+impl Arguments {
+    fn callers(&self) -> usize {
+        let usual = if self.transport.is_stream() { STREAM_CALLERS } else { 1 };
+        self.callers.unwrap_or(usual).into()
     }
 }
 
@@ -149,9 +183,9 @@ fn measure(arguments: &Arguments, bench: &Bench, arm: Arm, round: usize) -> Resu
     let seconds = |value: f64| Duration::try_from_secs_f64(value).context("--seconds and --warmup are times");
     let options = Options {
         target: listen,
-        callers: 1,
+        callers: arguments.callers(),
         backends: backends.to_vec(),
-        wires: Wires::default(),
+        wires: bench.wires()?,
         load: arguments.rate.map_or(Load::Closed(arguments.window), Load::Open),
         mix: arguments.mix,
         warmup: seconds(arguments.warmup)?,
@@ -206,11 +240,20 @@ fn measurement(
     }
 }
 
-/// Loopback addresses that are free now; all are held until all are known, so that they differ.
+/// Loopback addresses that are free now for datagrams and for connections; all are held until all are known, so that
+/// they differ.
 fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
-    let sockets: Vec<UdpSocket> =
-        (0..count).map(|_| UdpSocket::bind("127.0.0.1:0")).collect::<Result<_, _>>().context("no free port")?;
-    sockets.iter().map(|socket| socket.local_addr().context("no local address")).collect()
+    let (mut held, mut tries) = (Vec::with_capacity(count), 0);
+    while held.len() < count {
+        let listener = TcpListener::bind("127.0.0.1:0").context("no free port")?;
+        let address = listener.local_addr().context("no local address")?;
+        match UdpSocket::bind(address) {
+            Ok(socket) => held.push((address, listener, socket)),
+            Err(error) if tries > 100 => return Err(error).context("no free port"),
+            Err(_) => tries += 1,
+        }
+    }
+    Ok(held.into_iter().map(|(address, ..)| address).collect())
 }
 
 /// The repository: from cargo, else the nearest directory above with a `bench-harness` in it, else here.

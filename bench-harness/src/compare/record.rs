@@ -14,6 +14,10 @@ use serde::Serialize;
 use super::arm::{Arm, Bench};
 use super::summary::{Line, Measurement};
 use crate::proc_fs;
+use crate::transport::Transport;
+
+const TLS_NOTE: &str = "\nTLS is 1.3 with AES-256-GCM and an ECDSA P-256 certificate, for all arms alike; handshakes are over \
+    before the\nwarm-up. The bare forwarder passes ciphertext on and neither decrypts nor encrypts.";
 
 /// The circumstances of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -30,6 +34,12 @@ pub struct Setup {
     pub cores: usize,
     /// Commit, with `-changed` when the working tree had changes.
     pub commit: String,
+    /// What callers speak.
+    pub transport: Transport,
+    /// How many they are.
+    pub callers: usize,
+    /// What backends speak.
+    pub backend_transport: Transport,
     /// The command line.
     pub command: String,
     /// Version of each arm.
@@ -38,7 +48,7 @@ pub struct Setup {
 
 impl Setup {
     /// Looks around; `root` is the repository.
-    pub fn new(root: &Path, bench: &Bench, arms: &[Arm]) -> Setup {
+    pub fn new(root: &Path, bench: &Bench, arms: &[Arm], callers: usize) -> Setup {
         let days = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() / 86_400);
         let git = |arguments: &[&str]| {
             let output = Command::new("git").arg("-C").arg(root).args(arguments).output().ok()?;
@@ -53,6 +63,9 @@ impl Setup {
             cpu: proc_fs::cpu_model().unwrap_or_else(|| "unknown".into()),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             commit: if is_changed { format!("{commit}-changed") } else { commit },
+            transport: bench.transport,
+            callers,
+            backend_transport: bench.backend_transport,
             command: command_line(std::env::args().skip(1)),
             versions: arms.iter().map(|&arm| (arm, bench.version(arm))).collect(),
         }
@@ -61,13 +74,25 @@ impl Setup {
     fn readme(&self) -> String {
         let versions: String =
             self.versions.iter().map(|(arm, version)| format!("{:<12}{version}\n", arm.name())).collect();
+        let has_tls = [self.transport, self.backend_transport].contains(&Transport::Tls);
+        let tls = if has_tls { TLS_NOTE } else { "" };
         format!(
             "date        {}\nhost        {}\nkernel      {}\ncpu         {} ({} cores)\ncommit      {}\n{versions}\
+             transport   {} from {} callers, {} to backends\n\
              command     {}\n\n\
              CPU time is that of each proxy's whole process group over the measuring window (process CPU clocks, ns);\n\
              messages are those that the generator received in the window. Proxy and generator have a core each;\n\
-             datagrams over loopback are delivered in the sender's context, for all arms alike.\n",
-            self.date, self.host, self.kernel, self.cpu, self.cores, self.commit, self.command
+             what is sent over loopback is delivered in the sender's context, for all arms alike.{tls}\n",
+            self.date,
+            self.host,
+            self.kernel,
+            self.cpu,
+            self.cores,
+            self.commit,
+            self.transport,
+            self.callers,
+            self.backend_transport,
+            self.command
         )
     }
 }
