@@ -60,6 +60,13 @@ pub fn is_tcp_listening(address: SocketAddr) -> bool {
     rows.lines().map(str::split_ascii_whitespace).any(|mut row| row.nth(1) == Some(&column) && row.nth(1) == Some("0A"))
 }
 
+/// Resident memory of process `pid`, in bytes; 0 when it is gone.
+pub fn resident_bytes(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
 /// Datagrams that the kernel dropped because the socket buffer at `address` was full.
 pub fn udp_drops(address: SocketAddr) -> u64 {
     udp_drops_of(address).unwrap_or(0)
@@ -139,5 +146,11 @@ mod tests {
         drop(listener);
         assert!(!is_tcp_listening(address));
         assert!(group_members(u32::MAX).is_empty());
+    }
+
+    #[test]
+    fn our_own_memory_is_resident() {
+        assert!(resident_bytes(std::process::id()) > 1 << 16);
+        assert_eq!(resident_bytes(u32::MAX), 0);
     }
 }

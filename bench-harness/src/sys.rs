@@ -365,6 +365,27 @@ pub fn thread_cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// Lets this process open as many files as the system allows it.
+///
+/// # Errors
+/// When not even the present limit can be told or set.
+pub fn raise_open_files() -> io::Result<u64> {
+    let set = |limit: libc::rlimit| {
+        // SAFETY: the pointer leads to a local variable of the right type.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } == 0 { Ok(limit.rlim_cur) } else { Err(()) }
+    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer leads to a local variable of the right type.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Past the hard limit only when privileged.
+    let most = limit.rlim_max.max(1 << 20);
+    set(libc::rlimit { rlim_cur: most, rlim_max: most })
+        .or_else(|()| set(libc::rlimit { rlim_cur: limit.rlim_max, rlim_max: limit.rlim_max }))
+        .map_err(|()| io::Error::last_os_error())
+}
+
 /// Clock ticks per second in `/proc/PID/stat`.
 pub fn ticks_per_second() -> u64 {
     // SAFETY: sysconf has no memory effects.
