@@ -108,6 +108,7 @@ impl Node {
         config.node.secret = config.node.secret.or_else(|| drawn.clone());
         let healthy = |backend: &crate::config::Backend| BackendStatus { admin: backend.admin, is_healthy: true };
         let snapshot = Arc::new(Snapshot::build(&config, 0, workers, healthy));
+        allow_connections(&config, workers);
         let sockets = bind_all(&config, workers)?;
         let mut material = load_material(&config, None).map_err(anyhow::Error::msg)?;
         let policy = Arc::new(StreamPolicy::new(&config, Arc::clone(&material)));
@@ -287,6 +288,24 @@ fn publish(lines: &[Line], command: impl Fn() -> Command) {
         if !line.send(command()) {
             tracing::error!(worker, "the worker takes no news: its queue is full or it has ended");
         }
+    }
+}
+
+/// A connection is a file to the kernel: takes all that the process may have, and says when that is less than the file of
+/// configuration promises.
+fn allow_connections(config: &Config, workers: usize) {
+    let is_stream = |listen: &crate::config::Listen| listen.transport.is_stream();
+    if !config.services.iter().flat_map(|service| &service.listen).any(is_stream) {
+        return;
+    }
+    let promised = (config.limits.connections_max * workers) as u64;
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(most) if most < promised => tracing::warn!(
+            "limits.connections_max promises {promised} connections and the process may have {most} open files; raise \
+             LimitNOFILE (ulimit -Hn), or lower the promise"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot tell how many connections there may be"),
     }
 }
 
