@@ -116,15 +116,6 @@ impl Affinity {
         };
         let is_rotated = known.branches.last().is_some_and(|(_, secret)| *secret != branch.1);
         let is_known = known.branches.last().is_some_and(|(known, _)| *known == branch.0);
-        // Only an engine that has the binding knows that a transaction began under another secret, and of which branch it
-        // was; once that secret has gone before the transaction did, it is of none.
-        let is_forgotten = known.engine != step.engine
-            || step.counters[1].bindings_refused > 0
-            || known.branches.len() > 1
-            || self.has_successor(step.source, came);
-        check(is_known || !is_owed || (is_rotated && (known.is_ack || is_forgotten)), "branch", || {
-            format!("{} of {} went as {:?} and now as {}", came.start, came.text("Call-ID"), known.branches, branch.0)
-        })?;
         let is_excused = known.target == output.to
             || !is_owed
             || self.is_excused(known.target, known.at)
@@ -135,6 +126,15 @@ impl Affinity {
             || self.is_superseded(step.source, came);
         check(is_excused, "transaction", || {
             format!("{} {key:?} went to {} and now to {}", came.start, known.target, output.to)
+        })?;
+        // Only an engine that has the binding knows that a transaction began under another secret, and of which branch it
+        // was; once that secret has gone before the transaction did, it is of none.
+        let is_forgotten = known.engine != step.engine
+            || step.counters[1].bindings_refused > 0
+            || known.branches.len() > 1
+            || self.has_successor(step.source, came);
+        check(is_known || !is_owed || (is_rotated && (known.is_ack || is_forgotten)), "branch", || {
+            format!("{} of {} went as {:?} and now as {}", came.start, came.text("Call-ID"), known.branches, branch.0)
         })?;
         if let Some(known) = self.exchanges.get_mut(&key) {
             if known.target != output.to {
