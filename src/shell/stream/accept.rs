@@ -33,7 +33,7 @@ impl Streams {
         let needs_handshake = acceptance.transport.is_secure() || acceptance.transport.is_web_socket();
         if !self.has_room_for(peer.ip())
             || (needs_handshake && self.handshakes >= self.policy.handshakes_max)
-            || self.free.len() <= self.policy.places_for_links
+            || self.free.len() <= self.policy.places_for_links.saturating_sub(self.links.standing())
         {
             counters.connections_refused += 1;
             return Ok(());

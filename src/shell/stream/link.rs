@@ -36,6 +36,13 @@ pub(super) struct Links {
     by_target: AHashMap<Target, Link>,
 }
 
+impl Links {
+    /// Links to backends that have a connection.
+    pub(super) fn standing(&self) -> usize {
+        self.by_target.values().filter(|link| link.backend.is_some() && link.id.is_some()).count()
+    }
+}
+
 struct Link {
     /// Its connection, when there is one.
     id: Option<FlowId>,
