@@ -11,12 +11,12 @@ use crate::{calls, unix_time};
 const RATE: u32 = 300;
 
 /// How long a load may take: its own length and a minute for a busy machine.
-fn patience(calls: u32, rate: u32) -> Duration {
+pub fn patience(calls: u32, rate: u32) -> Duration {
     Duration::from_secs(u64::from(calls / rate) + 60)
 }
 
 /// Every call ended well and no message surprised the caller.
-fn check_all_well(caller: &mut Sipp, calls: u32, rate: u32) {
+pub fn check_all_well(caller: &mut Sipp, calls: u32, rate: u32) {
     let status = caller.finish(patience(calls, rate));
     let counts = caller.counts();
     assert_eq!((counts.successful(), counts.failed(), counts.unexpected()), (calls.into(), 0, 0), "{counts:?}");

@@ -49,8 +49,37 @@ impl Endpoint {
 
     /// A request outside a dialog.
     pub fn request(&self, method: &str, call_id: &str, to: SocketAddr, body: &[u8]) -> Vec<u8> {
+        self.author().request(method, call_id, to, body)
+    }
+
+    /// A request in the dialog that this 2xx made.
+    pub fn request_in_dialog(&self, method: &str, cseq: u32, answer: &[u8], call_id: &str) -> Vec<u8> {
+        self.author().request_in_dialog(method, cseq, answer, call_id)
+    }
+
+    /// An answer to a request.
+    pub fn answer(&self, request: &[u8], status: &str, body: &[u8]) -> Vec<u8> {
+        answer(request, status, &format!("<sip:bob@{}>", self.address), body)
+    }
+
+    fn author(&self) -> Author {
+        Author { address: self.address, via: "UDP", contact: format!("<sip:alice@{}>", self.address) }
+    }
+}
+
+/// Who writes a request, as it stands in it.
+pub struct Author {
+    pub address: SocketAddr,
+    /// The transport in its Via.
+    pub via: &'static str,
+    pub contact: String,
+}
+
+impl Author {
+    /// A request outside a dialog.
+    pub fn request(&self, method: &str, call_id: &str, to: SocketAddr, body: &[u8]) -> Vec<u8> {
         let uri = format!("sip:bob@{to}");
-        self.write(method, &uri, call_id, &format!("<{uri}>"), 1, &[], body)
+        self.write((method, &uri, 1), call_id, &format!("<{uri}>"), &[], body)
     }
 
     /// A request in the dialog that this 2xx made.
@@ -59,44 +88,41 @@ impl Endpoint {
         routes.reverse();
         let contact = headers(answer, "Contact").concat();
         let to = headers(answer, "To").concat();
-        self.write(method, contact.trim_matches(['<', '>']), call_id, &to, cseq, &routes, b"")
+        self.write((method, contact.trim_matches(['<', '>']), cseq), call_id, &to, &routes, b"")
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the parts of a request, called above only")]
     fn write(
         &self,
-        method: &str,
-        uri: &str,
+        (method, uri, cseq): (&str, &str, u32),
         call_id: &str,
         to: &str,
-        cseq: u32,
         routes: &[String],
         body: &[u8],
     ) -> Vec<u8> {
-        let address = self.address;
+        let Author { address, via, contact } = self;
         let routes: String = routes.iter().map(|route| format!("Route: {route}\r\n")).collect();
         let head = format!(
-            "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/UDP {address};rport;branch=z9hG4bK{method}{cseq}{call_id}\r\n\
+            "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/{via} {address};rport;branch=z9hG4bK{method}{cseq}{call_id}\r\n\
              Max-Forwards: 70\r\n{routes}From: <sip:alice@{address}>;tag=a{call_id}\r\nTo: {to}\r\nCall-ID: {call_id}\r\n\
-             CSeq: {cseq} {method}\r\nContact: <sip:alice@{address}>\r\nContent-Type: text/plain\r\n\
+             CSeq: {cseq} {method}\r\nContact: {contact}\r\nContent-Type: text/plain\r\n\
              Content-Length: {}\r\n\r\n",
             body.len()
         );
         [head.as_bytes(), body].concat()
     }
+}
 
-    /// An answer to a request.
-    pub fn answer(&self, request: &[u8], status: &str, body: &[u8]) -> Vec<u8> {
-        let mut text = format!("SIP/2.0 {status}\r\n");
-        for name in ["Via", "Record-Route", "From", "To", "Call-ID", "CSeq"] {
-            for value in headers(request, name) {
-                let tag = if name == "To" && !value.contains(";tag=") { ";tag=callee" } else { "" };
-                text += &format!("{name}: {value}{tag}\r\n");
-            }
+/// An answer to a request.
+pub fn answer(request: &[u8], status: &str, contact: &str, body: &[u8]) -> Vec<u8> {
+    let mut text = format!("SIP/2.0 {status}\r\n");
+    for name in ["Via", "Record-Route", "From", "To", "Call-ID", "CSeq"] {
+        for value in headers(request, name) {
+            let tag = if name == "To" && !value.contains(";tag=") { ";tag=callee" } else { "" };
+            text += &format!("{name}: {value}{tag}\r\n");
         }
-        text += &format!("Contact: <sip:bob@{}>\r\nContent-Length: {}\r\n\r\n", self.address, body.len());
-        [text.as_bytes(), body].concat()
     }
+    text += &format!("Contact: {contact}\r\nContent-Length: {}\r\n\r\n", body.len());
+    [text.as_bytes(), body].concat()
 }
 
 /// The values of a header, line by line.
@@ -105,7 +131,7 @@ pub fn headers(message: &[u8], name: &str) -> Vec<String> {
     let head = head.take_while(|line| line != "\n");
     let value = |line: String| {
         let (found, value) = line.trim().split_once(':')?;
-        found.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+        found.trim_end().eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
     };
     head.filter_map(value).collect()
 }

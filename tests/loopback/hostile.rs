@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::bed::local;
 use crate::endpoint::{Endpoint, check_call};
 use crate::node::{Backend, Node, Report, Setup, workers};
-use crate::{Place, await_some, free_port};
+use crate::{Place, Random, await_some, free_port};
 
 /// Tells `send` to deliver each; a pause now and then keeps the socket's buffer from overflowing.
 struct Sender<'a> {
@@ -32,22 +32,6 @@ impl Sender<'_> {
             (received == self.sent && report.outcomes() == received + report.total("taken_over_total"))
                 .then_some(report)
         })
-    }
-}
-
-/// Numbers without end from one seed (xorshift64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| (self.next() >> 24) as u8).collect()
     }
 }
 

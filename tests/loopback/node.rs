@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::await_some;
+use crate::{Place, await_some};
 
 /// What a test configures.
 #[derive(Clone, Debug)]
@@ -43,6 +43,60 @@ impl Setup {
     }
 }
 
+/// A service and the pool behind it, over any transports.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub name: &'static str,
+    /// Addresses with their transport.
+    pub listen: Vec<String>,
+    /// More keys of the service, its `[service.tls]` last.
+    pub service: String,
+    /// More keys of the pool, its `[pool.tls]` last.
+    pub pool: String,
+    pub health: &'static str,
+    /// Addresses with their transport.
+    pub backends: Vec<String>,
+    /// More keys of each backend.
+    pub backend: &'static str,
+}
+
+impl Plan {
+    pub fn new(listen: &[String], backends: &[String]) -> Plan {
+        Plan {
+            name: "voice",
+            listen: listen.to_vec(),
+            service: String::new(),
+            pool: String::new(),
+            health: "probe = \"none\"",
+            backends: backends.to_vec(),
+            backend: "",
+        }
+    }
+
+    /// Its sections of the file.
+    pub fn text(&self) -> String {
+        let Plan { name, listen, service, pool, health, backends, backend } = self;
+        let mut text = format!(
+            "[[service]]\nname = \"{name}\"\npool = \"{name}\"\nlisten = {listen:?}\n{service}\n\
+             [[pool]]\nname = \"{name}\"\n{pool}\n[pool.health]\n{health}\n"
+        );
+        for (index, address) in backends.iter().enumerate() {
+            text += &format!("[[pool.backend]]\nname = \"{name}{}\"\naddress = \"{address}\"\n{backend}\n", index + 1);
+        }
+        text
+    }
+
+    /// Starts a node with two workers, where there are two cores; `more` are sections besides.
+    pub fn start(&self, place: &Place, more: &str) -> Node {
+        Node::start_with(place.folder(), &file(&[&self.text(), more]), workers(2))
+    }
+}
+
+/// A configuration file for two workers, where there are two cores.
+pub fn file(sections: &[&str]) -> String {
+    format!("[node]\nname = \"loopback\"\nworkers = {}\n\n{}", workers(2), sections.join("\n"))
+}
+
 /// How many workers this machine can pin, up to `wanted`.
 pub fn workers(wanted: usize) -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(wanted)
@@ -63,8 +117,13 @@ impl Node {
 
     /// The same with a file of any kind, which asks for so many workers.
     pub fn start_with(folder: &Path, text: &str, workers: usize) -> Node {
+        Node::start_limited(folder, text, workers, 0)
+    }
+
+    /// The same with a limit on open files; none with 0.
+    pub fn start_limited(folder: &Path, text: &str, workers: usize, files_max: usize) -> Node {
         fs::write(config_file(folder), text).unwrap();
-        let mut node = Node { child: spawn(folder, "tandem"), folder: folder.to_owned(), workers };
+        let mut node = Node { child: spawn_limited(folder, "tandem", files_max), folder: folder.to_owned(), workers };
         await_some("tandem to serve", Duration::from_secs(20), || {
             let status = node.child.try_wait().unwrap();
             assert_eq!(status, None, "tandem ended at its start: {}", node.log());
@@ -80,6 +139,16 @@ impl Node {
 
     pub fn signal(&self, name: &str) {
         signal(self.child.id(), name);
+    }
+
+    /// Its number.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks for the counters until they are as wanted.
+    pub fn await_report(&self, what: &str, is_meant: impl Fn(&Report) -> bool) -> Report {
+        await_some(what, Duration::from_secs(15), || Some(self.report()).filter(|report| is_meant(report)))
     }
 
     /// What it logged so far.
@@ -147,8 +216,17 @@ pub fn config_file(folder: &Path) -> PathBuf {
 
 /// Starts `tandem run` with the folder's file; its output goes to `NAME.out` and `NAME.log`.
 pub fn spawn(folder: &Path, name: &str) -> Child {
+    spawn_limited(folder, name, 0)
+}
+
+fn spawn_limited(folder: &Path, name: &str, files_max: usize) -> Child {
     let file = |ending| File::create(folder.join(format!("{name}.{ending}"))).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_tandem"))
+    let binary = env!("CARGO_BIN_EXE_tandem");
+    let mut command = Command::new(if files_max > 0 { "prlimit" } else { binary });
+    if files_max > 0 {
+        command.args([&format!("--nofile={files_max}"), binary]);
+    }
+    command
         .args(["run", "--report", "-c"])
         .arg(config_file(folder))
         .env_remove("RUST_LOG")

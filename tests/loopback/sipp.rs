@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use crate::node::signal;
+use crate::stunnel::is_listening;
 use crate::{await_some, free_port};
 
 /// One SIPp process; killed when dropped.
@@ -35,11 +36,16 @@ impl Sipp {
 
     /// A server with a scenario; returns when its port is bound.
     pub fn server(folder: &Path, name: &str, scenario: &str, port: u16) -> Sipp {
-        let mut sipp = start(folder, name, scenario, port, &[]);
+        Sipp::server_over(folder, name, scenario, port, false)
+    }
+
+    /// The same over UDP or TCP.
+    pub fn server_over(folder: &Path, name: &str, scenario: &str, port: u16, is_tcp: bool) -> Sipp {
+        let mut sipp = start(folder, name, scenario, port, if is_tcp { &["-t", "t1"] } else { &[] });
         await_some("SIPp to bind its port", Duration::from_secs(15), || {
             let status = sipp.child.try_wait().unwrap();
             assert_eq!(status, None, "SIPp ended at its start: {}", sipp.last_words());
-            is_bound(port).then_some(())
+            (if is_tcp { is_listening(port) } else { is_bound(port) }).then_some(())
         });
         sipp
     }
