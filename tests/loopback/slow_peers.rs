@@ -268,7 +268,8 @@ fn burst_does_not_cut_off_who_reads_it() {
     let node = Plan::new(&[format!("tcp:{service}")], &[backend.target()])
         .start(&place, "[limits]\nwrite_queue = \"128KiB\"\n");
     let mut phones: Vec<Phone> = (0..60).map(|_| Phone::connect(service)).collect();
-    phones.iter_mut().for_each(|phone| phone.call("before"));
+    // Each worker has its link to the backend.
+    phones.iter_mut().enumerate().for_each(|(number, phone)| phone.call(&format!("before-{number}")));
     for round in 0..3 {
         node.signal("STOP");
         for (number, phone) in phones.iter_mut().enumerate() {

@@ -94,6 +94,8 @@ pub(super) struct Connection {
     waiting: Option<Box<Waiting>>,
     /// A write, or a wait for room, is under way.
     pub(super) is_writing: bool,
+    /// A wait for room is: its peer has not taken all that it was offered.
+    pub(super) is_blocked: bool,
     /// Bytes that the write under way was given.
     pub(super) in_flight: usize,
     /// It is in the list of those with something to write.
@@ -176,6 +178,7 @@ impl Connection {
             output: Vec::new(),
             waiting: None,
             is_writing: false,
+            is_blocked: false,
             in_flight: 0,
             is_dirty: false,
             stage_since: now,
@@ -432,9 +435,11 @@ impl Connection {
         self.stage != Stage::Draining
     }
 
-    /// Bytes that its peer has not taken.
-    pub(super) fn queued_bytes(&self) -> usize {
-        self.output.len() + self.waiting.as_ref().map_or(0, |waiting| waiting.bytes.len())
+    /// Would more than `limit` bytes wait for its peer, with `more`? What the peer has not been offered yet does not count:
+    /// that is the share of one turn at most, and a peer that reads takes it with the next write.
+    pub(super) fn is_overfull(&self, more: usize, limit: usize) -> bool {
+        let waiting = self.waiting.as_ref().map_or(0, |waiting| waiting.bytes.len());
+        (self.is_blocked || self.stage != Stage::Open) && self.output.len() + waiting + more > limit
     }
 
     /// The tick by which something must have happened.

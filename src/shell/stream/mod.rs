@@ -10,10 +10,11 @@
 //! A connection belongs to the worker that accepted or opened it, for life. It is named by its [`FlowId`]: place and
 //! generation, so that what was meant for an earlier connection at the same place is known as that.
 //!
-//! Bounds: `connections_max` places; one source at most `connections_per_source` of them; what a peer has not yet read,
-//! `write_queue_bytes`; what has come of a message, `message_bytes_max`; handshakes in progress, `handshakes_max`. An
-//! idle connection holds no buffer: those are taken when bytes come and given back when they are used up. A peer that
-//! does not read or does not finish what it began is closed by its deadline and holds up nobody.
+//! Bounds: `connections_max` places; one source at most `connections_per_source` of them; what a peer has not taken,
+//! `write_queue_bytes` and the share of one turn; what has come of a message, `message_bytes_max`; handshakes in
+//! progress, `handshakes_max`. An idle connection holds no buffer: those are taken when bytes come and given back when
+//! they are used up. A peer that does not read or does not finish what it began is closed by its deadline and holds up
+//! nobody.
 
 mod accept;
 mod connection;
@@ -202,7 +203,7 @@ impl Streams {
             StreamEvent::Written { token, result } => self.handle_written(token, result, ring, counters)?,
             StreamEvent::Writable { token } => {
                 if let Some(connection) = self.of_token(token) {
-                    connection.is_writing = false;
+                    (connection.is_writing, connection.is_blocked) = (false, false);
                     let id = connection.id;
                     self.mark_dirty(id);
                 }

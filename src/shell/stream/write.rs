@@ -1,7 +1,7 @@
 //! What goes out: queued on its connection, handed to the ring once a turn, written as far as the peer takes it.
 //!
-//! A peer that does not read is given `write_queue_bytes` and `write_timeout`, then its connection ends. A message is queued
-//! whole or not at all.
+//! A peer that does not take what it is offered is given `write_queue_bytes` and `write_timeout`, then its connection ends.
+//! What one turn queues is offered at its end, and counts only from then on. A message is queued whole or not at all.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -91,7 +91,7 @@ impl Streams {
         match result {
             Ok(taken) => {
                 let is_full = taken < connection.in_flight;
-                connection.is_writing = is_full;
+                (connection.is_writing, connection.is_blocked) = (is_full, is_full);
                 connection.last_active = now;
                 connection.output.drain(..taken);
                 if connection.output.is_empty() {
@@ -117,6 +117,7 @@ impl Streams {
             }
             Err(error) if error == libc::EAGAIN || error == libc::ENOBUFS => {
                 connection.output_since.get_or_insert(now);
+                connection.is_blocked = true;
                 ring.arm_writable(token, connection.stream.as_fd())?;
                 self.hasten(id);
             }
@@ -129,7 +130,7 @@ impl Streams {
     /// like anybody else.
     pub(super) fn handle_own_words(&mut self, id: FlowId) {
         let limit = self.policy.write_queue_bytes;
-        if self.of_id(id).is_some_and(|connection| connection.queued_bytes() > limit) {
+        if self.of_id(id).is_some_and(|connection| connection.is_overfull(0, limit)) {
             self.finish_now(id);
         }
         self.mark_dirty(id);
@@ -140,10 +141,14 @@ impl Streams {
         let now = self.tick();
         let spare = self.spares.pop().unwrap_or_default();
         let Some(connection) = self.of_id(id) else { return Sending::Failed(Reason::FlowGone) };
-        if connection.queued_bytes() + bytes.len() > limit {
-            // Who does not read what it is sent is cut off; a message in part would be worse than none.
+        if connection.is_overfull(bytes.len(), limit) {
+            // Who does not read what it is sent is cut off; a message in part would be worse than none. What is being opened
+            // has not been offered anything, and has a deadline of its own.
+            let is_cut_off = connection.is_blocked;
             self.spare(spare);
-            self.finish_now(id);
+            if is_cut_off {
+                self.finish_now(id);
+            }
             return Sending::Failed(Reason::QueueFull);
         }
         let unused = connection.queue_message(bytes, spare, now);
