@@ -70,6 +70,8 @@ fn stare(to: SocketAddr, count: usize, pause: Duration, is_over: &AtomicBool, se
     let (mut closed, mut number) = (0, 0u64);
     while !is_over.load(Ordering::Relaxed) {
         for stream in &mut streams {
+            // One after the other: all at once would be a flood.
+            sleep(pause / count as u32);
             number += 1;
             // As much in each answer as in its request.
             let text = author.request("OPTIONS", &format!("stare-{number}"), to, &[b'x'; 20_000]);
@@ -83,7 +85,6 @@ fn stare(to: SocketAddr, count: usize, pause: Duration, is_over: &AtomicBool, se
                 }
             }
         }
-        sleep(pause);
     }
     closed
 }
@@ -111,7 +112,7 @@ fn calls_go_on_beside_peers_that_drip_and_peers_that_do_not_read() {
     let mut slow_plan = Plan::new(&[format!("tcp:{slow}")], &[other.target()]);
     slow_plan.name = "slow";
     let more = format!(
-        "{}[timers]\nmessage_timeout = \"2s\"\nwrite_timeout = \"2s\"\n[limits]\nwrite_queue = \"128KiB\"\n",
+        "{}[timers]\nmessage_timeout = \"2s\"\nwrite_timeout = \"1m\"\n[limits]\nwrite_queue = \"128KiB\"\n",
         slow_plan.text()
     );
     let node = calm_plan.start(&place, &more);
