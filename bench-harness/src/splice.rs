@@ -5,7 +5,7 @@
 //! it lacks as a proxy is what makes it a floor: a connection is nailed to one backend, and there are as many connections
 //! behind as in front.
 //!
-//! Bound: [`PAIRS_MAX`] connections; what the slower side does not take stays unread on the faster one.
+//! Bound: `PAIRS_MAX` connections; what the slower side does not take stays unread on the faster one.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;

@@ -110,7 +110,7 @@ impl State {
             via: &via,
             to_tag: &to_tag,
             has_to_tag: tag(HeaderName::To).is_some(),
-            retry_after_s: (reason == Reason::EmptyPool).then_some(pool.retry_after_s),
+            retry_after_s: (status == Status::ServiceUnavailable).then_some(pool.retry_after_s),
             lists_unsupported: status == Status::BadExtension,
         };
         let buffer = outbox.buffer();

@@ -184,10 +184,19 @@ impl Engine {
         }
     }
 
-    /// A hand-over that did not fit its ring: the message is lost and must be counted as that.
-    pub fn handle_full_ring(&mut self) {
-        self.state.counters.handed_over -= 1;
-        self.state.counters.count_dropped(Reason::HandOverFull);
+    /// A hand-over that did not fit its ring, of the message that was just looked at. Over UDP it is lost, and comes again; on
+    /// a connection nothing is sent twice, so a request is answered.
+    pub fn handle_full_ring(&mut self, rx: &Received<'_>, outbox: &mut Outbox) {
+        let Engine { scan, state, snapshot, .. } = self;
+        state.counters.handed_over -= 1;
+        let is_to_answer = match scan.start_line() {
+            Some(StartLine::Request { method, .. }) => rx.flow.is_some() && method.of(rx.bytes) != b"ACK",
+            _ => false,
+        };
+        match is_to_answer {
+            true => state.answer(snapshot, rx, scan, (Status::ServiceUnavailable, Reason::HandOverFull), outbox),
+            false => state.counters.count_dropped(Reason::HandOverFull),
+        }
     }
 
     /// Lets bindings expire; bounded work, to be called about once a second.

@@ -174,6 +174,12 @@ impl Bench {
         }
     }
 
+    /// The ring to the owner of the message that was just handed in is full.
+    pub(super) fn refuse_hand_over(&mut self, rx: &Received<'_>) {
+        self.engine.handle_full_ring(rx, &mut self.outbox);
+        assert!(self.outbox.is_empty(), "a datagram that is not handed over is lost");
+    }
+
     fn take(&self, transmit: &Transmit) -> Sent {
         let bytes = self.outbox.bytes(transmit).to_vec();
         Sent { listener: transmit.hop.listener, to: transmit.hop.destination, transport: transmit.hop.transport, bytes }

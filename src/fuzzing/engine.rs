@@ -211,7 +211,7 @@ impl Node {
                 assert_ne!(owner, first, "handed over to itself");
                 if self.is_ring_full {
                     let before = self.benches[first].engine.counters().outcomes();
-                    self.benches[first].engine.handle_full_ring();
+                    self.benches[first].refuse_hand_over(&rx);
                     assert_eq!(self.benches[first].engine.counters().outcomes(), before, "still one outcome");
                     return;
                 }

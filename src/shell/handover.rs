@@ -28,6 +28,8 @@ const HEAD: usize = 34;
 const TRANSMIT: u8 = 1;
 /// Of what is to be sent: a connection may be opened for it.
 const MAY_CONNECT: u8 = 2;
+/// No message: an alias.
+const ALIAS: u8 = 4;
 /// The transport of what is to be sent stands above this bit.
 const TRANSPORT_SHIFT: u8 = 4;
 
@@ -38,6 +40,8 @@ pub enum Handed<'a> {
     Message(Received<'a>),
     /// A message that leaves on a connection of ours.
     Transmit(Hop, &'a [u8]),
+    /// Who is reached at this address may be reached on this connection.
+    Alias(SocketAddr, FlowId),
 }
 
 /// How others see a worker that may sleep.
@@ -113,6 +117,11 @@ impl Giver {
         self.push(bytes, hop.listener, hop.destination, kind, hop.flow)
     }
 
+    /// Tells of an alias; `false` when there is no room.
+    pub fn give_alias(&mut self, address: SocketAddr, flow: FlowId) -> bool {
+        self.push(&[], ListenerIndex(0), address, ALIAS, Some(flow))
+    }
+
     fn push(
         &mut self,
         bytes: &[u8],
@@ -184,8 +193,9 @@ impl Taker {
         flow.copy_from_slice(&head[26..]);
         let flow = Some(FlowId(u64::from_ne_bytes(flow))).filter(|flow| flow.0 != 0);
         let kind = head[9];
-        take(match kind & TRANSMIT {
-            0 => Handed::Message(Received { bytes, source: address, listener, flow, is_taken_over: true }),
+        take(match (kind & TRANSMIT, flow) {
+            (0, Some(flow)) if kind == ALIAS => Handed::Alias(address, flow),
+            (0, _) => Handed::Message(Received { bytes, source: address, listener, flow, is_taken_over: true }),
             _ => {
                 let transport = Transport::ALL.get(usize::from(kind >> TRANSPORT_SHIFT)).copied();
                 let transport = transport.unwrap_or(Transport::Udp);

@@ -206,6 +206,7 @@ impl Worker {
                     Handed::Message(rx) => {
                         engine.handle(now, &rx, outbox);
                     }
+                    Handed::Alias(address, flow) => streams.note_alias(address, flow),
                     Handed::Transmit(hop, bytes) => {
                         if let Sending::Failed(reason) = streams.send(&hop, bytes, ring, snapshot) {
                             streams.refuse(hop, bytes, reason);
@@ -231,7 +232,15 @@ impl Worker {
         loop {
             let Setup { engine, givers, .. } = &mut self.setup;
             match inbox.take() {
-                Step::Message(rx) => handle(engine, givers, now, &rx, &mut self.outbox),
+                Step::Message(rx) => {
+                    if let Some((address, flow)) = self.streams.learn_alias(&rx) {
+                        // A worker that cannot be told opens a connection of its own.
+                        givers.iter_mut().flatten().for_each(|giver| {
+                            giver.give_alias(address, flow);
+                        });
+                    }
+                    handle(engine, givers, now, &rx, &mut self.outbox);
+                }
                 Step::Broken(reason, head) => engine.handle_broken_frame(head.as_ref(), reason, &mut self.outbox),
                 Step::Done => break,
             }
@@ -342,7 +351,7 @@ fn handle(engine: &mut Engine, givers: &mut [Option<Giver>], now: Instant, rx: &
     if let Outcome::HandOver(owner) = engine.handle(now, rx, outbox) {
         let is_given = givers.get_mut(usize::from(owner)).and_then(Option::as_mut).is_some_and(|g| g.give(rx));
         if !is_given {
-            engine.handle_full_ring();
+            engine.handle_full_ring(rx, outbox);
         }
     }
 }

@@ -56,6 +56,8 @@ pub struct Via {
     pub rport: Rport,
     /// Value of [`FLOW_PARAM`]: in our own Via, the connection that the request came on.
     pub flow: Option<Span>,
+    /// Does it ask that its connection be used the other way round too (RFC 5923)?
+    pub has_alias: bool,
     /// Where the next value of the same line begins, if a comma follows.
     pub next: Option<u32>,
 }
@@ -138,6 +140,7 @@ impl Via {
             received: None,
             rport: Rport::Absent,
             flow: None,
+            has_alias: false,
             next: None,
         };
         via.decode_params(bytes, &mut cursor)?;
@@ -168,6 +171,8 @@ impl Via {
                 };
             } else if name == FLOW_PARAM.as_bytes() {
                 self.flow = param.value;
+            } else if name.eq_ignore_ascii_case(b"alias") {
+                self.has_alias = true;
             }
         }
         cursor.skip_white();

@@ -8,6 +8,7 @@ use crate::bed::{HEALTH, local};
 use crate::callee::{Callee, Door};
 use crate::calls::check_all_well;
 use crate::certificates::Trust;
+use crate::endpoint::Endpoint;
 use crate::node::{Node, Plan};
 use crate::phone::{Heard, Phone};
 use crate::sipp::{Load, Sipp};
@@ -152,6 +153,54 @@ fn service_that_requires_client_certificates_serves_nobody_without() {
     assert_eq!(backend.count(), 3, "only the one with a certificate got through");
     let report = node.report();
     assert_eq!(report.total("handshakes_failed_total"), refused, "{report:#?}");
+    let (_, _, report) = node.stop();
+    report.check_balance();
+}
+
+/// RFC 5923: whoever may claim an address on its own word would get the calls of that address.
+#[test]
+fn only_the_connection_of_a_verified_peer_is_used_the_other_way_round() {
+    let place = Place::take("alias");
+    let trust = Trust::new(place.folder());
+    trust.write("proxy", &["127.0.0.1"]);
+    let known = trust.write("client", &["sip:peer.example.com"]);
+    let backend = Endpoint::bind(local(0)).unwrap();
+    let [plain, service] = [local(free_port()), local(free_port())];
+    let mut plan =
+        Plan::new(&[format!("tls:{service}"), format!("udp:{plain}")], &[format!("udp:{}", backend.address)]);
+    plan.service = format!("[service.tls]\nclient_certificate = \"optional\"\nclient_ca = {:?}\n", trust.ca);
+    let node = plan.start(&place, &Trust::section("proxy"));
+    for (name, identity) in [("stranger", None), ("peer", Some(&known))] {
+        let peer_port = free_port();
+        let mut peer = Phone::connect_tls(service, &trust.client(identity), "127.0.0.1").unwrap();
+        let request = |method: &str, call_id: &str, uri: &str, via: &str| {
+            format!(
+                "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/{via};branch=z9hG4bK{call_id}\r\nMax-Forwards: 70\r\n\
+                 From: <sip:a@x>;tag=1\r\nTo: <sip:b@x>\r\nCall-ID: {call_id}\r\nCSeq: 1 {method}\r\n\
+                 Content-Length: 0\r\n\r\n"
+            )
+        };
+        let hello = format!("{name}-hello");
+        let via = format!("TLS 127.0.0.1:{peer_port};alias");
+        peer.send(request("OPTIONS", &hello, &format!("sip:{service};transport=tls"), &via).as_bytes());
+        let (came, from) = backend.await_message("OPTIONS", &hello);
+        backend.send(&backend.answer(&came, "200 OK", b""), from);
+        peer.expect("SIP/2.0 200", &hello);
+        // Many Call-IDs, so that every worker has some of them.
+        for number in 0..12 {
+            let call_id = format!("{name}-{number}");
+            let uri = format!("sip:bob@127.0.0.1:{peer_port};transport=tls");
+            backend.send(request("OPTIONS", &call_id, &uri, &format!("UDP {}", backend.address)).as_bytes(), plain);
+            if identity.is_some() {
+                let came = peer.expect("OPTIONS sip:bob@", &call_id);
+                peer.send(&backend.answer(&came, "200 OK", b""));
+                backend.await_message("SIP/2.0 200", &call_id);
+            } else {
+                backend.await_message("SIP/2.0 503", &call_id);
+                assert_eq!(peer.hear(Duration::from_millis(20)), Heard::Nothing);
+            }
+        }
+    }
     let (_, _, report) = node.stop();
     report.check_balance();
 }

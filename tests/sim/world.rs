@@ -319,7 +319,7 @@ impl World {
             let ring = &mut node.rings[usize::from(owner)];
             has_full_ring = ring.len() == self.ring_places;
             if has_full_ring {
-                node.engines[worker].handle_full_ring();
+                node.engines[worker].handle_full_ring(rx, &mut self.outbox);
             } else if self.options.bug != Bug::HandOverLost {
                 ring.push_back(Given { bytes: rx.bytes.to_vec(), source: rx.source, listener: rx.listener });
                 let at = self.now + self.prng.below(30 * MS);

@@ -86,6 +86,8 @@ pub(super) struct Connection {
     pub(super) source: Option<IpAddr>,
     /// It is not closed for being idle: a link to a backend.
     is_kept: bool,
+    /// Its peer is reached on it by others too (RFC 5923).
+    pub(super) has_alias: bool,
     pub(super) stage: Stage,
     layers: Layers,
     pub(super) framer: Framer,
@@ -171,6 +173,7 @@ impl Connection {
             listener,
             source: None,
             is_kept: false,
+            has_alias: false,
             stage: Stage::Connecting,
             layers,
             framer: Framer::new(policy.message_bytes_max),
@@ -428,6 +431,12 @@ impl Connection {
             Layers::Web(web) => web.is_mid_message(),
             Layers::WebTls(both) => both.0.is_mid_record() || both.1.is_mid_message(),
         }
+    }
+
+    /// May its peer ask to be reached on it: has it shown a certificate that we believe, and not asked yet?
+    pub(super) fn may_have_alias(&self) -> bool {
+        let is_verified = matches!(&self.layers, Layers::Tls(tls) if tls.has_verified_peer());
+        is_verified && self.source.is_some() && !self.has_alias && self.stage == Stage::Open
     }
 
     /// May messages be queued on it?

@@ -17,6 +17,7 @@
 //! nobody.
 
 mod accept;
+mod alias;
 mod connection;
 mod inbox;
 mod link;
@@ -38,6 +39,7 @@ use crate::base::wheel::Wheel;
 use crate::metrics::{Counters, Reason};
 use crate::route::snapshot::{ListenerIndex, Snapshot};
 use crate::route::verdict::Hop;
+use alias::Aliases;
 use connection::{Connection, Ending, Stage};
 use inbox::Framing;
 pub use inbox::{Inbox, Step};
@@ -89,6 +91,7 @@ pub struct Streams {
     deadlines: Wheel,
     per_source: AHashMap<IpAddr, u32>,
     links: Links,
+    aliases: Aliases,
     /// Connections with something to write.
     dirty: Vec<FlowId>,
     undelivered: VecDeque<Undelivered>,
@@ -116,6 +119,7 @@ impl Streams {
             deadlines: Wheel::with_capacity(capacity),
             per_source: AHashMap::new(),
             links: Links::default(),
+            aliases: Aliases::default(),
             dirty: Vec::with_capacity(256),
             undelivered: VecDeque::new(),
             failed_backends: Vec::new(),

@@ -27,6 +27,14 @@ impl Streams {
                 return Sending::Failed(Reason::FlowGone);
             }
         }
+        if hop.flow.is_none()
+            && let Some(flow) = self.aliased(hop)
+        {
+            if flow.worker() != self.worker {
+                return Sending::Elsewhere(flow.worker());
+            }
+            return self.queue(flow, bytes);
+        }
         match self.link_to(hop, ring, snapshot) {
             Ok(id) => self.queue(id, bytes),
             Err(reason) => Sending::Failed(reason),
