@@ -28,13 +28,21 @@ struct Target {
     seeds: fn() -> Vec<Vec<u8>>,
 }
 
-const TARGETS: [Target; 5] = [
+const TARGETS: [Target; 6] = [
     Target { name: "scan", body: fuzzing::scan, seeds: messages },
     Target { name: "edit", body: fuzzing::edit, seeds: messages },
     Target { name: "engine", body: fuzzing::engine, seeds: sequences },
+    Target { name: "frame", body: fuzzing::frame, seeds: streams },
     Target { name: "cookie", body: fuzzing::cookie, seeds: choices },
     Target { name: "config", body: fuzzing::config, seeds: configurations },
 ];
+
+/// Messages, each behind the two bytes that choose limit and splits; with both limits that a stream may meet.
+fn streams() -> Vec<Vec<u8>> {
+    let behind =
+        |limit: u8| messages().into_iter().map(move |bytes| [&[limit, bytes.len() as u8], &bytes[..]].concat());
+    behind(255).chain(behind(60)).collect()
+}
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
