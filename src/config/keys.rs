@@ -109,7 +109,8 @@ keys! {
     SECRET_PREVIOUS: Secret {
         Node."secret_previous", default: Default::Absent("no other secret is accepted", "\"32 hexadecimal digits\""),
         accepts: Accepts::Form("32 hexadecimal digits in quotes"), unit: "", read: read::secret,
-        doc: "The secret before the last change: what it signed is still accepted, so that dialogs live on.",
+        doc: "The secret before the last change: what it signed is still accepted, so that dialogs live on. \
+              Where nodes share a secret, write the next one here on all of them before the first signs with it.",
         cost: "a second check of each signature that the first does not fit",
     }
     SECRET_PREVIOUS_FILE: PathBuf {
@@ -485,8 +486,9 @@ keys! {
     PROXY_PROTOCOL: ProxyProtocol {
         Backend."proxy_protocol", default: Default::Literal("\"none\""),
         accepts: Accepts::Words(&["none", "v1", "v2"]), unit: "", read: read::word,
-        doc: "The PROXY protocol header with which connections to it begin; for tcp and tls.",
-        cost: "a connection for each client that is told of, instead of one for all",
+        doc: "The PROXY protocol header with which connections to it begin, for tcp and tls: each client has a connection \
+              of its own then, and the header its address.",
+        cost: "a connection for each client and worker instead of one for all; they end when idle for idle_timeout",
     }
     WEIGHT: u32 {
         Backend."weight", default: Default::Literal("100"),

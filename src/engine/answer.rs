@@ -136,5 +136,6 @@ fn answer_hop(via: &Via, rx: &Received<'_>) -> Hop {
     };
     let destination = SocketAddr::new(rx.source.ip(), port);
     let transport = rx.flow.map_or(Transport::Udp, FlowId::transport);
-    Hop { listener: rx.listener, transport, destination, flow: rx.flow, may_connect: rx.flow.is_none() }
+    let may_connect = rx.flow.is_none();
+    Hop { listener: rx.listener, transport, destination, flow: rx.flow, client: None, may_connect }
 }

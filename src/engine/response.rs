@@ -134,7 +134,8 @@ fn read_response(snapshot: &Snapshot, bytes: &[u8], scan: &Scan) -> Result<Relay
     }
     // The address was proven by the request's MAC; a browser cannot be called back (RFC 7118 5.2).
     let destination = if flow.is_some() { connect_address(bytes, &next, destination) } else { destination };
-    let hop = Hop { listener: ingress, transport, destination, flow, may_connect: !transport.is_web_socket() };
+    let may_connect = !transport.is_web_socket();
+    let hop = Hop { listener: ingress, transport, destination, flow, client: None, may_connect };
     Ok(Relayed { own_via, hop, method, transaction: transaction_hash(branch.of(bytes), cseq.number) })
 }
 

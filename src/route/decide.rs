@@ -280,7 +280,7 @@ fn bound_backend(scene: &Scene<'_>, request: &Request<'_>, binding: Binding) -> 
 //= rfc3261#section-16.11 cancel
 //# CANCEL is forwarded like any request, with the same treatment of Route.
 fn to_backend(scene: &Scene<'_>, request: &Request<'_>, route: &RouteSet, index: BackendIndex, why: Why) -> Verdict {
-    let &Backend { address: destination, transport, .. } = scene.snapshot.backend(index);
+    let &Backend { address: destination, transport, tells_clients, .. } = scene.snapshot.backend(index);
     if request.uri.scheme == Scheme::Sips && !transport.is_secure() && !scene.service().sips_over_plain {
         return refuse(request, Status::TemporarilyUnavailable, Reason::SipsOverPlain);
     }
@@ -293,7 +293,8 @@ fn to_backend(scene: &Scene<'_>, request: &Request<'_>, route: &RouteSet, index:
         None => new_cookie(scene, request, (scene.came_by(), scene.flow), false, index),
     };
     let record = record.filter(|_| scene.service().record_route);
-    let hop = Hop { listener, transport, destination, flow: None, may_connect: true };
+    let client = tells_clients.then_some(scene.source);
+    let hop = Hop { listener, transport, destination, flow: None, client, may_connect: true };
     Verdict::Forward(Forward { hop, backend: Some(index), why, route: route.edit, record })
 }
 
@@ -360,7 +361,7 @@ fn forward_to_client(
     let Some(listener) = snapshot.egress(preferred, destination, transport) else {
         return refuse(request, Status::ServerInternalError, Reason::NoListener);
     };
-    let hop = Hop { listener, transport, destination, flow, may_connect };
+    let hop = Hop { listener, transport, destination, flow, client: None, may_connect };
     Verdict::Forward(Forward { hop, backend: None, why, route: route.edit, record })
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use ahash::AHashMap;
 
 use crate::base::id::{BackendId, ListenerId, Transport};
-use crate::config::{Admin, Config, Listen};
+use crate::config::{Admin, Config, Listen, ProxyProtocol};
 use crate::route::bindings::Lifetimes;
 use crate::route::cookie::{Keys, TOKEN_PARAM};
 use crate::route::select::maglev::{Candidate, Maglev};
@@ -134,6 +134,8 @@ pub struct Backend {
     pub transport: Transport,
     /// Where it listens.
     pub address: SocketAddr,
+    /// Is it told of each client by a connection of that client's own?
+    pub tells_clients: bool,
     /// Where it takes requests that are too large for UDP.
     pub large_address: Option<(Transport, SocketAddr)>,
     /// Index into [`Snapshot::pools`].
@@ -223,6 +225,7 @@ impl Snapshot {
                     name: backend.name.as_str().into(),
                     transport: backend.transport,
                     address: backend.address,
+                    tells_clients: backend.proxy_protocol != ProxyProtocol::None,
                     large_address: backend.large_address,
                     pool,
                     weight: backend.weight,

@@ -34,6 +34,8 @@ pub struct Hop {
     pub destination: SocketAddr,
     /// The connection that it goes on while that lives.
     pub flow: Option<FlowId>,
+    /// The client on whose behalf it goes to a backend that wants to be told so, by a connection of that client's own.
+    pub client: Option<SocketAddr>,
     /// Without that connection: may one be opened to the destination? Always so where no flow is named.
     pub may_connect: bool,
 }
@@ -41,7 +43,7 @@ pub struct Hop {
 impl Hop {
     /// A datagram.
     pub fn datagram(listener: ListenerIndex, destination: SocketAddr) -> Self {
-        Hop { listener, transport: Transport::Udp, destination, flow: None, may_connect: true }
+        Hop { listener, transport: Transport::Udp, destination, flow: None, client: None, may_connect: true }
     }
 }
 

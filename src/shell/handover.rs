@@ -200,7 +200,10 @@ impl Taker {
                 let transport = Transport::ALL.get(usize::from(kind >> TRANSPORT_SHIFT)).copied();
                 let transport = transport.unwrap_or(Transport::Udp);
                 let may_connect = kind & MAY_CONNECT != 0;
-                Handed::Transmit(Hop { listener, transport, destination: address, flow, may_connect }, bytes)
+                Handed::Transmit(
+                    Hop { listener, transport, destination: address, flow, client: None, may_connect },
+                    bytes,
+                )
             }
         });
         chunk.commit_all();
@@ -235,7 +238,8 @@ mod tests {
         let address = address.parse().unwrap();
         let listener = ListenerIndex(3);
         let rx = Received { bytes, source: address, listener, flow, is_taken_over: false };
-        let hop = Hop { listener, transport: Transport::Tls, destination: address, flow, may_connect: true };
+        let hop =
+            Hop { listener, transport: Transport::Tls, destination: address, flow, client: None, may_connect: true };
         let mut is_same = true;
         for _ in 0..300 {
             is_same &= giver.give(&rx);

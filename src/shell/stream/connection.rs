@@ -16,6 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use super::inbox::{Framing, Inbox};
+use super::link::Target;
 use super::policy::{Acceptance, StreamPolicy};
 use super::{Undelivered, show};
 use crate::base::id::{FlowId, Transport};
@@ -86,6 +87,8 @@ pub(super) struct Connection {
     pub(super) source: Option<IpAddr>,
     /// It is not closed for being idle: a link to a backend.
     is_kept: bool,
+    /// The client that alone it was opened for.
+    client: Option<SocketAddr>,
     /// Its peer is reached on it by others too (RFC 5923).
     pub(super) has_alias: bool,
     pub(super) stage: Stage,
@@ -139,21 +142,22 @@ impl Connection {
         Some(this)
     }
 
-    /// A connection that is being opened to `peer`; `tls` where it is to be secure. `is_kept`: however idle.
+    /// A connection that is being opened to a target; `tls` where it is to be secure. `is_kept`: however idle.
     #[allow(clippy::too_many_arguments, reason = "what a connection is made of, named at the only call")]
     pub(super) fn opened(
         id: FlowId,
         stream: OwnedFd,
         listener: ListenerIndex,
-        peer: SocketAddr,
+        target: Target,
         tls: Option<TlsSession>,
         is_kept: bool,
         policy: &StreamPolicy,
         now: u32,
     ) -> Self {
         let layers = tls.map_or(Layers::Plain, |tls| Layers::Tls(Box::new(tls)));
-        let mut this = Self::new(id, stream, listener, peer, layers, policy, now);
+        let mut this = Self::new(id, stream, listener, target.address, layers, policy, now);
         this.is_kept = is_kept;
+        this.client = target.client;
         this
     }
 
@@ -173,6 +177,7 @@ impl Connection {
             listener,
             source: None,
             is_kept: false,
+            client: None,
             has_alias: false,
             stage: Stage::Connecting,
             layers,
@@ -413,7 +418,7 @@ impl Connection {
     pub(super) fn fail_waiting(&mut self, undelivered: &mut VecDeque<Undelivered>) {
         if let Some(waiting) = self.waiting.take() {
             let (listener, transport, destination) = (self.listener, self.id.transport(), self.peer);
-            let hop = Hop { listener, transport, destination, flow: None, may_connect: true };
+            let hop = Hop { listener, transport, destination, flow: None, client: self.client, may_connect: true };
             let mut start = 0;
             for end in waiting.ends {
                 let bytes = waiting.bytes[start..end].to_vec();
@@ -431,6 +436,11 @@ impl Connection {
             Layers::Web(web) => web.is_mid_message(),
             Layers::WebTls(both) => both.0.is_mid_record() || both.1.is_mid_message(),
         }
+    }
+
+    /// What it was opened to, if it was.
+    pub(super) fn target(&self) -> Target {
+        Target { transport: self.id.transport(), address: self.peer, client: self.client }
     }
 
     /// May its peer ask to be reached on it: has it shown a certificate that we believe, and not asked yet?
@@ -479,10 +489,5 @@ impl Connection {
             Layers::Web(web) => web.is_handshaking(),
             Layers::WebTls(both) => both.0.is_handshaking() || both.1.is_handshaking(),
         }
-    }
-
-    /// What it speaks.
-    pub(super) fn transport(&self) -> Transport {
-        self.id.transport()
     }
 }

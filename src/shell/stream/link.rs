@@ -4,6 +4,9 @@
 //! for as long as the backend is configured; after a connect that failed, with a pause that doubles with each failure
 //! and ends when the backend's probes are good again. Meanwhile messages to it fail at once.
 //!
+//! A backend that asks for PROXY headers has a link for each client, since a connection has one header; such a link is no
+//! one's to keep: it ends when it is idle, and is opened for the next message.
+//!
 //! Bound: links to backends are as many as the configuration has; all others go with their connection.
 
 use std::io;
@@ -20,7 +23,7 @@ use super::{Ring, Streams, token};
 use crate::base::id::{BackendId, FlowId, Transport};
 use crate::base::time::Instant;
 use crate::metrics::{Counters, Reason};
-use crate::route::snapshot::{ListenerIndex, Snapshot};
+use crate::route::snapshot::{Backend, ListenerIndex, Snapshot};
 use crate::route::verdict::Hop;
 use crate::shell::tls::TlsSession;
 
@@ -28,7 +31,20 @@ const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// A target that connections are opened to.
-type Target = (Transport, SocketAddr);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Target {
+    pub(super) transport: Transport,
+    pub(super) address: SocketAddr,
+    /// The client whose messages alone go there, where a backend is told of each.
+    pub(super) client: Option<SocketAddr>,
+}
+
+impl Target {
+    /// The backend behind it.
+    fn backend(self, snapshot: &Snapshot) -> Option<&Backend> {
+        snapshot.backend_by_target((self.transport, self.address)).map(|index| snapshot.backend(index))
+    }
+}
 
 /// The links of one worker.
 #[derive(Default)]
@@ -39,7 +55,7 @@ pub(super) struct Links {
 impl Links {
     /// Links to backends that have a connection.
     pub(super) fn standing(&self) -> usize {
-        self.by_target.values().filter(|link| link.backend.is_some() && link.id.is_some()).count()
+        self.by_target.iter().filter(|(target, link)| link.is_kept(target) && link.id.is_some()).count()
     }
 }
 
@@ -56,10 +72,17 @@ struct Link {
     retry_at: Instant,
 }
 
+impl Link {
+    /// Is it opened again when it has ended?
+    fn is_kept(&self, target: &Target) -> bool {
+        self.backend.is_some() && target.client.is_none()
+    }
+}
+
 impl Streams {
     /// The connection to the destination of a hop, opened if there is none.
     pub(super) fn link_to(&mut self, hop: &Hop, ring: &mut Ring, snapshot: &Snapshot) -> Result<FlowId, Reason> {
-        let target = (hop.transport, hop.destination);
+        let target = Target { transport: hop.transport, address: hop.destination, client: hop.client };
         if let Some(link) = self.links.by_target.get(&target) {
             if let Some(id) = link.id {
                 return Ok(id);
@@ -68,7 +91,7 @@ impl Streams {
                 return Err(Reason::ConnectFailed);
             }
         }
-        let backend = snapshot.backend_by_target(target).map(|index| snapshot.backend(index).id);
+        let backend = target.backend(snapshot).map(|backend| backend.id);
         let listener = hop.listener;
         self.links.by_target.entry(target).or_insert(Link {
             id: None,
@@ -95,20 +118,20 @@ impl Streams {
         ring: &mut Ring,
         snapshot: &Snapshot,
     ) -> io::Result<FlowId> {
-        let (transport, to) = target;
+        let Target { transport, address: to, .. } = target;
         let stream = self.socket_to(to, snapshot.listener(listener).listen.address)?;
         let tls = match transport {
             Transport::Tcp => None,
             Transport::Tls => {
-                let pool = snapshot.backend_by_target(target).map(|index| snapshot.backend(index).pool);
-                let connector = pool.and_then(|pool| self.policy.connector(pool));
+                let connector = target.backend(snapshot).and_then(|backend| self.policy.connector(backend.pool));
                 let connector = connector.ok_or_else(|| io::Error::other("no TLS is configured for it"))?;
                 Some(TlsSession::connect(connector, to.ip()).map_err(io::Error::other)?)
             }
             Transport::Udp | Transport::Ws | Transport::Wss => return Err(io::Error::other("nothing to connect to")),
         };
-        let is_kept = self.links.by_target.get(&target).is_some_and(|link| link.backend.is_some());
-        let make = |id, policy: &_, now| Some(Connection::opened(id, stream, listener, to, tls, is_kept, policy, now));
+        let is_kept = self.links.by_target.get(&target).is_some_and(|link| link.is_kept(&target));
+        let make =
+            |id, policy: &_, now| Some(Connection::opened(id, stream, listener, target, tls, is_kept, policy, now));
         let id = self.place(make, transport).ok_or_else(|| io::Error::other("the connection table is full"))?;
         if let Some(connection) = self.of_id(id) {
             ring.connect(token(id), connection.stream.as_fd(), to)?;
@@ -153,8 +176,8 @@ impl Streams {
         counters.connections_opened += 1;
         let policy = Rc::clone(&self.policy);
         let Some(connection) = self.of_id(id) else { return Ok(()) };
-        // What many clients share begins with our own address.
-        let header = policy.proxy_header(snapshot.listener(connection.listener).listen.address, peer);
+        let ours = snapshot.listener(connection.listener).listen.address;
+        let header = policy.proxy_header(connection.target().client.unwrap_or(ours), peer);
         connection.handle_connected(&header, now);
         ring.arm_stream_receive(token, connection.stream.as_fd())?;
         let stage = connection.stage;
@@ -172,7 +195,7 @@ impl Streams {
     pub(super) fn handle_open(&mut self, id: FlowId) {
         let Some(connection) = self.of_id(id) else { return };
         connection.send_waiting();
-        let target = (connection.transport(), connection.peer);
+        let target = connection.target();
         if let Some(link) = self.links.by_target.get_mut(&target).filter(|link| link.id == Some(id)) {
             link.failures = 0;
         }
@@ -190,10 +213,13 @@ impl Streams {
         // Where one stood another can be opened: a server that closes idle connections is not ill, and one that has
         // started anew knows nothing of the old ones.
         link.retry_at = self.now;
-        match link.backend {
-            None => drop(self.links.by_target.remove(&target)),
-            Some(backend) if ending != Ending::Peer => self.failed_backends.push(backend),
-            Some(_) => {}
+        let (is_kept, backend) = (link.is_kept(&target), link.backend);
+        if !is_kept {
+            self.links.by_target.remove(&target);
+        }
+        // One that was opened for a client ends when that client is idle.
+        if ending == Ending::Broken || (is_kept && ending != Ending::Peer) {
+            self.failed_backends.extend(backend);
         }
     }
 
@@ -202,9 +228,10 @@ impl Streams {
         link.failures += 1;
         let pause = PAUSE_MIN * 2u32.pow(link.failures.min(6) - 1);
         link.retry_at = self.now + pause.min(PAUSE_MAX);
-        match link.backend {
-            Some(backend) => self.failed_backends.push(backend),
-            None => drop(self.links.by_target.remove(&target)),
+        let (is_kept, backend) = (link.is_kept(&target), link.backend);
+        self.failed_backends.extend(backend);
+        if !is_kept {
+            self.links.by_target.remove(&target);
         }
     }
 
@@ -229,7 +256,9 @@ impl Streams {
             let Some(backend) = link.backend else { return true };
             let index = snapshot.backend_by_id(backend).map(|index| snapshot.backend(index));
             let is_configured = index.is_some_and(|b| {
-                b.keeps_dialogs() && ((b.transport, b.address) == *target || b.large_address == Some(*target))
+                let (at, is_told) = ((target.transport, target.address), target.client.is_some());
+                let is_there = (b.transport, b.address) == at || b.large_address == Some(at);
+                b.keeps_dialogs() && is_there && b.tells_clients == is_told
             });
             if !is_configured {
                 gone.extend(link.id);

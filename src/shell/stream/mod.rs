@@ -385,7 +385,7 @@ impl Streams {
         let mut undelivered = std::mem::take(&mut self.undelivered);
         let retired = self.of_id(id).map(|connection| {
             connection.fail_waiting(&mut undelivered);
-            (connection.retire(now), (connection.transport(), connection.peer))
+            (connection.retire(now), connection.target())
         });
         self.undelivered = undelivered;
         let (stage, target) = retired?;
