@@ -29,6 +29,8 @@ enum Command {
     },
     /// Tell what would become of a message on standard input, and why
     Explain(cli::explain::ExplainArgs),
+    /// Speak to a running node: reload, report, status, enable, drain, disable
+    Ctl(cli::ctl::CtlArgs),
     /// Watch calls being balanced: built-in backends, built-in caller, loopback only
     Demo(cli::demo::DemoArgs),
 }
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Command::Run(args) => cli::run::run(&args),
         Command::Check { config, limits } => Ok(cli::check::run(&config, limits)),
         Command::Explain(args) => cli::explain::run(&args),
+        Command::Ctl(args) => cli::ctl::run(&args),
         Command::Demo(args) => cli::demo::run(args),
     };
     result.unwrap_or_else(|error| {

@@ -1,6 +1,7 @@
 //! The command line: one subcommand a file.
 
 pub mod check;
+pub mod ctl;
 pub mod demo;
 pub mod explain;
 pub mod run;

@@ -1,6 +1,6 @@
 //! `tandem run -c FILE`: the service.
 //!
-//! Signals: SIGHUP loads the file again, SIGUSR1 prints the counters, SIGTERM and SIGINT stop gracefully. A node one of
+//! What `tandem ctl` asks comes through `node.control_socket`. Signals: SIGHUP loads the file again, SIGUSR1 prints the counters, SIGTERM and SIGINT stop gracefully. A node one of
 //! whose threads has ended stops as a whole and fails, so that a supervisor starts it anew.
 
 use std::io::Write;
@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::load_or_explain;
+use crate::shell::control_socket::{Asked, ControlSocket};
 use crate::shell::node::Node;
 
 /// How often the node's threads are looked after.
@@ -33,6 +34,7 @@ enum Wish {
     Report,
     Stop,
     LookAfter,
+    Serve(Asked),
 }
 
 struct Signals {
@@ -52,6 +54,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Before anything serves, so that no signal meets the default action.
     let mut signals = runtime.block_on(async { Signals::new() }).context("cannot listen to signals")?;
+    let socket =
+        runtime.block_on(async { config.node.control_socket.as_deref().map(ControlSocket::bind).transpose() })?;
     let listen: Vec<String> = config
         .services
         .iter()
@@ -68,7 +72,11 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         "serving"
     );
     loop {
-        match runtime.block_on(signals.next()) {
+        match runtime.block_on(signals.next(socket.as_ref())) {
+            Wish::Serve(asked) => {
+                let answer = asked.obey(&node);
+                runtime.block_on(asked.answer(&answer));
+            }
             Wish::Reload => match node.reload() {
                 Ok(diff) => tracing::info!("reloaded {}: {diff}", args.config.display()),
                 Err(error) => tracing::error!("reload refused, the old configuration goes on: {error}"),
@@ -111,12 +119,19 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Wish {
+    async fn next(&mut self, socket: Option<&ControlSocket>) -> Wish {
+        let asked = async {
+            match socket {
+                Some(socket) => socket.next().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.hangup.recv() => Wish::Reload,
             _ = self.user.recv() => Wish::Report,
             _ = self.terminate.recv() => Wish::Stop,
             _ = self.interrupt.recv() => Wish::Stop,
+            asked = asked => Wish::Serve(asked),
             () = tokio::time::sleep(WATCH) => Wish::LookAfter,
         }
     }

@@ -135,6 +135,7 @@ fn read_node<'t>(walk: &mut Walk<'t>, open: &Open<'_, 't>, surroundings: &Surrou
     let secret = read_secret(walk, open, &keys::SECRET, &keys::SECRET_FILE, surroundings);
     let secret_previous = read_secret(walk, open, &keys::SECRET_PREVIOUS, &keys::SECRET_PREVIOUS_FILE, surroundings);
     let names = walk.take(open, &keys::NAMES);
+    let control_socket = walk.take_path(open, &keys::CONTROL_SOCKET);
     let spin = walk.take(open, &keys::SPIN);
     Some(Node {
         name: name?,
@@ -143,6 +144,7 @@ fn read_node<'t>(walk: &mut Walk<'t>, open: &Open<'_, 't>, surroundings: &Surrou
         secret: secret?,
         secret_previous: secret_previous?,
         names: names?,
+        control_socket: control_socket?,
         spin: spin?,
     })
 }

@@ -127,6 +127,13 @@ keys! {
               addresses are known already.",
         cost: "a name that is missing here makes messages to it be treated as meant for somebody else",
     }
+    CONTROL_SOCKET: PathBuf {
+        Node."control_socket", default: Default::Absent("no `tandem ctl`, only signals", "\"/run/tandem/lb1.sock\""),
+        accepts: Accepts::Form("the path of a file that is made at start"), unit: "", read: read::path,
+        doc: "Where `tandem ctl` speaks to this node: a Unix socket that its owner alone may use; a relative path starts at \
+              the directory of this file.",
+        cost: "",
+    }
     SPIN: Duration {
         Node."spin", default: Default::Literal("\"0us\""),
         accepts: Accepts::Duration(Duration::ZERO, Duration::from_millis(100)), unit: "", read: read::duration,

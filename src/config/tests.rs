@@ -52,6 +52,7 @@ fn what_is_not_written_has_the_default_of_the_table() {
         secret: None,
         secret_previous: None,
         names: Vec::new(),
+        control_socket: None,
         spin: Duration::ZERO,
     };
     let limits = Limits {

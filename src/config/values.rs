@@ -49,6 +49,8 @@ pub struct Node {
     pub secret_previous: Option<Secret>,
     /// Host names by which phones and backends call this node in Route headers and Request-URIs; lower case.
     pub names: Vec<String>,
+    /// Where `tandem ctl` speaks to this node.
+    pub control_socket: Option<PathBuf>,
     /// How long an idle worker polls before it sleeps. Costs CPU, saves wake-up latency.
     pub spin: Duration,
 }

@@ -140,6 +140,7 @@ fn collect_fixed(old: &Config, new: &Config, fixed: &mut Changes) {
     fixed.key("[node]", "workers", &old.node.workers, &new.node.workers);
     fixed.key("[node]", "control_core", &old.node.control_core, &new.node.control_core);
     fixed.key("[node]", "spin", &old.node.spin, &new.node.spin);
+    fixed.key("[node]", "control_socket", &old.node.control_socket, &new.node.control_socket);
     // Taken apart by name, so that a key that is added later has to be placed here too.
     let b = &new.limits;
     let Limits {

@@ -38,6 +38,7 @@ pub(crate) fn config(backends: usize) -> Config {
             secret: Some(crate::config::Secret([7; 16])),
             secret_previous: None,
             names: Vec::new(),
+            control_socket: None,
             spin: Duration::ZERO,
         },
         limits: Limits {

@@ -142,6 +142,7 @@ fn configuration(address: SocketAddr, workers: usize, backends: &[Backend], rate
             secret: None,
             secret_previous: None,
             names: Vec::new(),
+            control_socket: None,
             spin: Duration::ZERO,
         },
         limits: config::Limits {

@@ -3,6 +3,7 @@
 mod bind;
 pub mod control_handle;
 pub mod control_loop;
+pub mod control_socket;
 pub mod handover;
 pub mod node;
 mod probe_socket;

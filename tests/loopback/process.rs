@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -111,4 +112,40 @@ fn explain_tells_what_would_become_of_an_invite() {
     assert_eq!(headers(out, "Via").len(), 2, "{text}");
     assert_eq!(headers(out, "Max-Forwards"), ["69"]);
     assert_eq!(headers(out, "Record-Route").len(), 1, "{text}");
+}
+
+#[test]
+fn ctl_asks_a_running_node_and_says_what_it_answers() {
+    let place = Place::take("ctl");
+    let setup = setup(&[("pbx1", 100), ("pbx2", 100)]);
+    let text = setup.text().replacen("[node]\n", "[node]\ncontrol_socket = \"ctl.sock\"\n", 1);
+    fs::write(config_file(place.folder()), &text).unwrap();
+    let ctl = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tandem"));
+        let output = command.arg("ctl").arg("-c").arg(config_file(place.folder())).args(words).output().unwrap();
+        let is_good = output.status.success();
+        (is_good, String::from_utf8(if is_good { output.stdout } else { output.stderr }).unwrap())
+    };
+    let (is_good, said) = ctl(&["status"]);
+    assert!(!is_good && said.contains("does it run?"), "{said}");
+    let node = Node::start_with(place.folder(), &text, setup.workers);
+    let socket = place.folder().join("ctl.sock");
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(ctl(&["drain", "pbx1"]), (true, "pbx1: enabled -> drained\n".to_owned()));
+    let (_, text) = ctl(&["status"]);
+    assert!(text.lines().any(|l| l.starts_with("pbx1 ") && l.contains(" drained ")), "{text}");
+    assert_eq!(ctl(&["reload"]), (true, "nothing changed\n".to_owned()));
+    let (is_good, text) = ctl(&["report"]);
+    assert!(is_good && text.contains("tandem_received_total{worker=\"0\"}"), "{text}");
+    for (words, said) in [(&["drain", "pbx9"][..], "pbx9"), (&["explode"], "is not understood")] {
+        let (is_good, text) = ctl(words);
+        assert!(!is_good && text.contains(said), "{text}");
+    }
+    // Who connects and says nothing holds nobody up for long.
+    let silent = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    assert!(ctl(&["status"]).0);
+    drop(silent);
+    let (status, _, _) = node.stop();
+    assert!(status.success());
+    assert!(!socket.exists(), "its file goes with it");
 }

@@ -199,6 +199,7 @@ pub fn config(backends: usize, bindings: usize) -> Config {
             secret: Some(Secret(Secrets::FIRST.current)),
             secret_previous: None,
             names: vec!["sip.example.com".into()],
+            control_socket: None,
             spin: Duration::ZERO,
         },
         limits: Limits {

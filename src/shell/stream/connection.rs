@@ -19,7 +19,7 @@ use super::inbox::{Framing, Inbox};
 use super::link::Target;
 use super::policy::{Acceptance, StreamPolicy};
 use super::{Undelivered, show};
-use crate::base::id::{FlowId, Transport};
+use crate::base::id::FlowId;
 use crate::metrics::Reason;
 use crate::route::snapshot::ListenerIndex;
 use crate::route::verdict::Hop;
