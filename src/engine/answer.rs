@@ -104,13 +104,15 @@ impl State {
         let to_tag = snapshot.keys.local_tag(header(HeaderName::CallId).of(bytes), from_tag.of(bytes));
         let listener = snapshot.listener(rx.listener);
         let pool = &snapshot.pools[snapshot.services[listener.service].pool];
+        // What will be better in a while, not what the request asks in vain.
+        let is_passing = matches!(reason, Reason::EmptyPool | Reason::HandOverFull);
         let reply = Reply {
             status,
             source: rx.source,
             via: &via,
             to_tag: &to_tag,
             has_to_tag: tag(HeaderName::To).is_some(),
-            retry_after_s: (status == Status::ServiceUnavailable).then_some(pool.retry_after_s),
+            retry_after_s: is_passing.then_some(pool.retry_after_s),
             lists_unsupported: status == Status::BadExtension,
         };
         let buffer = outbox.buffer();
