@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Only the owner of the socket file may connect (mode 0600): whoever can speak here can take every backend out. One client
-//! at a time; each has [`PATIENCE`] to say its line and to take its answer, so nobody holds up the next. Nothing here is
+//! at a time; each has two seconds to say its line and two to take its answer, so nobody holds up the next. Nothing here is
 //! on the message path.
 
 use std::io;
