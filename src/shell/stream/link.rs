@@ -144,7 +144,7 @@ impl Streams {
 
     fn socket_to(&self, to: SocketAddr, from: SocketAddr) -> io::Result<OwnedFd> {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-        self.policy.prepare(&SockRef::from(&socket));
+        self.policy.prepare_link(&SockRef::from(&socket));
         if from.is_ipv6() == to.is_ipv6() {
             socket.bind(&SocketAddr::new(from.ip(), 0).into())?;
         }

@@ -122,17 +122,25 @@ impl StreamPolicy {
         }
     }
 
-    /// Sets what every connection has: no delay, and an end when the peer has gone. What a socket refuses it does without.
+    /// Sets what a connection of a peer has: no delay, and an end when the peer has gone. What a socket refuses it does
+    /// without.
+    ///
+    /// The kernel lets TCP_USER_TIMEOUT end an idle connection as soon as one keep-alive went unanswered and that much time
+    /// has passed, so it is longer than several of them take: one that is lost on the way is no dead peer.
     pub(super) fn prepare(&self, socket: &SockRef<'_>) {
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
-        let results = [
+        let user_timeout = self.user_timeout.max(2 * KEEPALIVE);
+        note_missing([
             socket.set_tcp_nodelay(true),
             socket.set_tcp_keepalive(&keepalive),
-            socket.set_tcp_user_timeout(Some(self.user_timeout)),
-        ];
-        if let Some(error) = results.into_iter().find_map(Result::err) {
-            tracing::debug!(%error, "a connection without one of its options");
-        }
+            socket.set_tcp_user_timeout(Some(user_timeout)),
+        ]);
+    }
+
+    /// The same for a link, whose peer is watched by probes: what it does not acknowledge in time ends it, and the next one
+    /// is refused at once.
+    pub(super) fn prepare_link(&self, socket: &SockRef<'_>) {
+        note_missing([socket.set_tcp_nodelay(true), socket.set_tcp_user_timeout(Some(self.user_timeout))]);
     }
 }
 
@@ -140,6 +148,12 @@ impl Acceptance {
     /// Does a connection from here begin with a PROXY header?
     pub(super) fn is_proxy(&self, source: IpAddr) -> bool {
         self.proxies.iter().any(|net| net.contains(&source))
+    }
+}
+
+fn note_missing(results: impl IntoIterator<Item = std::io::Result<()>>) {
+    if let Some(error) = results.into_iter().find_map(Result::err) {
+        tracing::debug!(%error, "a connection without one of its options");
     }
 }
 
