@@ -171,7 +171,8 @@ impl Engine {
     /// A message that could not leave by its hop: a request is answered in the name of the next hop, so that its client
     /// need not wait for a timeout (RFC 3261 16.9); anything else is lost and counted.
     pub fn handle_undeliverable(&mut self, now: Instant, bytes: &[u8], hop: &Hop, reason: Reason, outbox: &mut Outbox) {
-        let status = if hop.flow.is_some() { Status::FlowFailed } else { Status::ServiceUnavailable };
+        // Of a client that can be reached by its connection alone that connection is the fault (RFC 5626 5.3).
+        let status = if hop.may_connect { Status::ServiceUnavailable } else { Status::FlowFailed };
         self.state.counters.count_undeliverable(reason);
         let Ok(()) = self.scan.scan(bytes) else { return };
         if let Some(answer) = self.state.answer_for_next_hop(&self.snapshot, bytes, &self.scan, status, hop) {

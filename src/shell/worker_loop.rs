@@ -27,6 +27,7 @@ use crate::engine::outbox::{DATAGRAM_MAX, Outbox, Transmit};
 use crate::engine::{BackendCounters, Engine, Outcome, Received};
 use crate::metrics::{Counters, Reason};
 use crate::route::snapshot::{ListenerIndex, Snapshot};
+use crate::route::verdict::Hop;
 
 /// Datagrams handled between two system calls.
 pub const BATCH: usize = 64;
@@ -291,9 +292,11 @@ impl Worker {
             let reason = match streams.send(hop, bytes, ring, snapshot) {
                 Sending::Queued => continue,
                 Sending::Failed(reason) => reason,
-                Sending::Elsewhere(owner) => {
-                    match setup.givers.get_mut(usize::from(owner)).and_then(Option::as_mut) {
-                        Some(giver) => match giver.give_transmit(hop, bytes) {
+                Sending::Elsewhere(flow) => {
+                    // Named from here on, so that its owner does not look for another one.
+                    let hop = Hop { flow: Some(flow), ..*hop };
+                    match setup.givers.get_mut(usize::from(flow.worker())).and_then(Option::as_mut) {
+                        Some(giver) => match giver.give_transmit(&hop, bytes) {
                             true => continue,
                             false => Reason::HandOverFull,
                         },

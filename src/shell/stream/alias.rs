@@ -13,6 +13,7 @@ use ahash::AHashMap;
 use super::Streams;
 use crate::base::id::{FlowId, Transport};
 use crate::engine::Received;
+use crate::route::snapshot::Snapshot;
 use crate::route::verdict::Hop;
 use crate::sip::scan::{HeaderName, Scan};
 use crate::sip::via::Via;
@@ -54,12 +55,17 @@ impl Streams {
         }
     }
 
-    /// The connection on which a request goes that names none: that of an alias.
-    pub(super) fn aliased(&mut self, hop: &Hop) -> Option<FlowId> {
-        if hop.transport != Transport::Tls || self.aliases.by_address.is_empty() {
+    /// The connection on which a request goes that names none: that of an alias. A backend is not reached by one: whoever
+    /// shares its address would get its calls.
+    pub(super) fn aliased(&mut self, hop: &Hop, snapshot: &Snapshot) -> Option<FlowId> {
+        let aliases = &mut self.aliases.by_address;
+        if hop.transport != Transport::Tls || aliases.is_empty() {
             return None;
         }
-        let flow = self.aliases.by_address.get(&hop.destination).copied()?;
+        let flow = aliases.get(&hop.destination).copied()?;
+        if snapshot.backend_by_target((hop.transport, hop.destination)).is_some() {
+            return None;
+        }
         if flow.worker() == self.worker && self.of_id(flow).is_none() {
             self.aliases.by_address.remove(&hop.destination);
             return None;

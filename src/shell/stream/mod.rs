@@ -74,8 +74,8 @@ pub struct Undelivered {
 pub enum Sending {
     /// It leaves with the next flush, or when its connection stands.
     Queued,
-    /// Its connection is another worker's.
-    Elsewhere(u16),
+    /// It goes on this connection, which is another worker's.
+    Elsewhere(FlowId),
     /// It does not leave.
     Failed(Reason),
 }

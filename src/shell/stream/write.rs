@@ -16,9 +16,9 @@ use crate::route::verdict::Hop;
 impl Streams {
     /// Queues a message on the connection that its hop names, or on one that is opened for it.
     pub fn send(&mut self, hop: &Hop, bytes: &[u8], ring: &mut Ring, snapshot: &Snapshot) -> Sending {
-        if let Some(flow) = hop.flow {
+        if let Some(flow) = hop.flow.or_else(|| self.aliased(hop, snapshot)) {
             if flow.worker() != self.worker {
-                return Sending::Elsewhere(flow.worker());
+                return Sending::Elsewhere(flow);
             }
             if self.of_id(flow).is_some_and(|connection| connection.takes_messages()) {
                 return self.queue(flow, bytes);
@@ -26,14 +26,6 @@ impl Streams {
             if !hop.may_connect {
                 return Sending::Failed(Reason::FlowGone);
             }
-        }
-        if hop.flow.is_none()
-            && let Some(flow) = self.aliased(hop)
-        {
-            if flow.worker() != self.worker {
-                return Sending::Elsewhere(flow.worker());
-            }
-            return self.queue(flow, bytes);
         }
         match self.link_to(hop, ring, snapshot) {
             Ok(id) => self.queue(id, bytes),
