@@ -8,7 +8,7 @@ use crate::bed::{HEALTH, local};
 use crate::callee::{Callee, Door};
 use crate::calls::check_all_well;
 use crate::certificates::Trust;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, headers};
 use crate::node::{Node, Plan};
 use crate::phone::{Heard, Phone};
 use crate::sipp::{Load, Sipp};
@@ -180,24 +180,33 @@ fn only_the_connection_of_a_verified_peer_is_used_the_other_way_round() {
                  Content-Length: 0\r\n\r\n"
             )
         };
-        let hello = format!("{name}-hello");
-        let via = format!("TLS 127.0.0.1:{peer_port};alias");
-        peer.send(request("OPTIONS", &hello, &format!("sip:{service};transport=tls"), &via).as_bytes());
-        let (came, from) = backend.await_message("OPTIONS", &hello);
-        backend.send(&backend.answer(&came, "200 OK", b""), from);
-        peer.expect("SIP/2.0 200", &hello);
+        // Twice, most likely at two workers, each of which then knows the other one's connection.
+        let mut twin = Phone::connect_tls(service, &trust.client(identity), "127.0.0.1").unwrap();
+        for (which, phone) in [&mut peer, &mut twin].into_iter().enumerate() {
+            let hello = format!("{name}-hello-{which}");
+            let via = format!("TLS 127.0.0.1:{peer_port};alias");
+            phone.send(request("OPTIONS", &hello, &format!("sip:{service};transport=tls"), &via).as_bytes());
+            let (came, from) = backend.await_message("OPTIONS", &hello);
+            backend.send(&backend.answer(&came, "200 OK", b""), from);
+            phone.expect("SIP/2.0 200", &hello);
+        }
         // Many Call-IDs, so that every worker has some of them.
         for number in 0..12 {
             let call_id = format!("{name}-{number}");
             let uri = format!("sip:bob@127.0.0.1:{peer_port};transport=tls");
             backend.send(request("OPTIONS", &call_id, &uri, &format!("UDP {}", backend.address)).as_bytes(), plain);
             if identity.is_some() {
-                let came = peer.expect("OPTIONS sip:bob@", &call_id);
-                peer.send(&backend.answer(&came, "200 OK", b""));
+                let (came, phone) = match peer.hear(Duration::from_millis(200)) {
+                    Heard::Message(came) => (came, &mut peer),
+                    _ => (twin.expect("OPTIONS sip:bob@", &call_id), &mut twin),
+                };
+                assert_eq!(headers(&came, "Call-ID"), [&call_id[..]]);
+                phone.send(&backend.answer(&came, "200 OK", b""));
                 backend.await_message("SIP/2.0 200", &call_id);
             } else {
                 backend.await_message("SIP/2.0 503", &call_id);
                 assert_eq!(peer.hear(Duration::from_millis(20)), Heard::Nothing);
+                assert_eq!(twin.hear(Duration::from_millis(20)), Heard::Nothing);
             }
         }
     }
