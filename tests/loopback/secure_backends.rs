@@ -180,7 +180,7 @@ fn only_the_connection_of_a_verified_peer_is_used_the_other_way_round() {
                  Content-Length: 0\r\n\r\n"
             )
         };
-        // Twice, most likely at two workers, each of which then knows the other one's connection.
+        // A second connection of the same peer, perhaps at another worker: either may be used, and nothing is lost.
         let mut twin = Phone::connect_tls(service, &trust.client(identity), "127.0.0.1").unwrap();
         for (which, phone) in [&mut peer, &mut twin].into_iter().enumerate() {
             let hello = format!("{name}-hello-{which}");
